@@ -1,0 +1,160 @@
+"""The derivative of every op, as the call of its backward op in the same backend.
+
+Each formula is a pair (setup_context, backward) for ``torch.library.register_autograd``. Backward ops have none
+of their own: differentiating twice raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from .reference.linear import accumulate_dtype
+from .schema import BY_NAME
+
+# The op that a differentiable op's formula calls; None where plain products are enough.
+BACKWARD: dict[str, str | None] = {
+    "linear": None,
+    "additive_attention": "additive_attention_backward",
+    "decoder_step": "decoder_scan_backward",
+    "decoder_scan": "decoder_scan_backward",
+    "gru_scan": "gru_scan_backward",
+}
+
+Formula = tuple[Callable[..., None], Callable[..., Any]]
+
+
+def formula(name: str, backward_op: Callable[..., Any] | None) -> Formula:
+    """The formula of the op ``name``, given its backend's backward op."""
+    if name not in BACKWARD:
+        return _not_differentiable(name)
+    return _FORMULAS[name](backward_op)
+
+
+def _not_differentiable(name: str) -> Formula:
+    def setup(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    def backward(ctx: Any, *grads: Any) -> None:
+        what = "a second derivative is not available" if name.endswith("_backward") else "it is for inference"
+        raise RuntimeError(f"rnnsearch::{name} has no derivative: {what}")
+
+    return setup, backward
+
+
+def _inference_only(name: str, inputs: Any, *arguments: str) -> None:
+    for argument in arguments:
+        if inputs[BY_NAME[name].position(argument)] is not None:
+            raise RuntimeError(f"`{argument}` is for inference: call under torch.no_grad() or torch.inference_mode()")
+
+
+def _grad(needed: bool, value: Callable[[], Tensor]) -> Tensor | None:
+    return value() if needed else None
+
+
+def _linear(_: None) -> Formula:
+    def setup(ctx: Any, inputs: Any, output: Any) -> None:
+        input, weight, bias = inputs
+        ctx.save_for_backward(input, weight, bias)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, bias = ctx.saved_tensors
+        accumulate = accumulate_dtype(weight.dtype)
+        needs = ctx.needs_input_grad
+        return (
+            _grad(needs[0], lambda: (grad @ weight.to(accumulate)).to(input.dtype)),
+            _grad(needs[1], lambda: (grad.t() @ input.to(accumulate)).to(weight.dtype)),
+            _grad(bias is not None and needs[2], lambda: grad.sum(0).to(bias.dtype)),
+        )
+
+    return setup, backward
+
+
+def _additive_attention(backward_op: Any) -> Formula:
+    def setup(ctx: Any, inputs: Any, output: Any) -> None:
+        _inference_only("additive_attention", inputs, "memory_index")
+        *tensors, _ = inputs
+        ctx.save_for_backward(*tensors, output[1])
+
+    def backward(ctx: Any, grad_context: Tensor, grad_attn_weights: Tensor) -> tuple[Tensor | None, ...]:
+        return *backward_op(grad_context, grad_attn_weights, *ctx.saved_tensors), None, None
+
+    return setup, backward
+
+
+def _decoder_scan(backward_op: Any) -> Formula:
+    def setup(ctx: Any, inputs: Any, output: Any) -> None:
+        *tensors, ctx.reset_after = inputs
+        ctx.mark_non_differentiable(output[-1])
+        hidden_bias = tensors.pop(BY_NAME["decoder_scan"].position("hidden_bias"))
+        ctx.has_biases = tensors[6] is not None, hidden_bias is not None
+        ctx.save_for_backward(*tensors, *output)
+
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        found = backward_op(*grads[:3], *ctx.saved_tensors, ctx.reset_after)
+        return *_decoder_grads(found, *ctx.has_biases), None, None, None
+
+    return setup, backward
+
+
+def _decoder_step(backward_op: Any) -> Formula:
+    """A step is a scan with T = 1, and so is its derivative."""
+
+    def setup(ctx: Any, inputs: Any, output: Any) -> None:
+        _inference_only("decoder_step", inputs, "memory_index", "memory_gates")
+        input_gates, *tensors = inputs[: BY_NAME["decoder_step"].position("memory_index")]
+        ctx.reset_after = inputs[-1]
+        ctx.mark_non_differentiable(output[-1])
+        hidden_bias = tensors.pop(BY_NAME["decoder_step"].position("hidden_bias") - 1)
+        ctx.has_biases = tensors[5] is not None, hidden_bias is not None
+        ctx.save_for_backward(input_gates, *tensors, *output)
+
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        input_gates, *tensors = ctx.saved_tensors
+        inputs, results = tensors[:-4], tensors[-4:]
+        found = backward_op(
+            *(grad.unsqueeze(1) for grad in grads[:3]),
+            input_gates.unsqueeze(1),
+            *inputs,
+            None,
+            *(result.unsqueeze(1) for result in results),
+            ctx.reset_after,
+        )
+        grad_input_gates, *others = _decoder_grads(found, *ctx.has_biases)
+        return grad_input_gates.squeeze(1), *others, None, None, None, None
+
+    return setup, backward
+
+
+def _decoder_grads(found: tuple[Tensor, ...], has_query_bias: bool, has_hidden_bias: bool) -> list[Any]:
+    grads: list[Any] = list(found)
+    if not has_query_bias:
+        grads[6] = None
+    if not has_hidden_bias:
+        grads[9] = None
+    return grads
+
+
+def _gru_scan(backward_op: Any) -> Formula:
+    def setup(ctx: Any, inputs: Any, output: Any) -> None:
+        input_gates, state, hidden_weight, hidden_bias, lengths, *ctx.flags = inputs
+        ctx.has_bias = hidden_bias is not None
+        ctx.mark_non_differentiable(output[-1])
+        ctx.save_for_backward(input_gates, state, hidden_weight, lengths, *output)
+
+    def backward(ctx: Any, grad_states: Tensor, grad_gates: Tensor) -> tuple[Tensor | None, ...]:
+        *grads, grad_bias = backward_op(grad_states, *ctx.saved_tensors, *ctx.flags)
+        return *grads, grad_bias if ctx.has_bias else None, None, None, None
+
+    return setup, backward
+
+
+_FORMULAS: dict[str, Callable[[Any], Formula]] = {
+    "linear": _linear,
+    "additive_attention": _additive_attention,
+    "decoder_step": _decoder_step,
+    "decoder_scan": _decoder_scan,
+    "gru_scan": _gru_scan,
+}

@@ -1,0 +1,155 @@
+"""How several backends share one device, decided here and nowhere else.
+
+Every backend registers the ops it has. A call chooses one by name, or lets ``auto`` take the backend of the
+highest rank that can run it; what cannot run says why. The choice looks at the op, the device type, the storage
+dtype and whether a derivative is wanted, so it is made once for each of those and then looked up.
+
+A backend from outside the package:
+
+    import rnnsearch_kernels as rk
+
+    rk.register_backend(
+        rk.Backend("mine", devices=("cpu",), dtypes=(torch.float32,), rank=5, kernels={"linear": my_linear})
+    )
+    rk.linear(input, weight, backend="mine")
+
+Its kernels take the arguments of the op list by position and return fresh tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from . import native, reference
+from .autograd import BACKWARD
+from .checks import STORAGE_DTYPES
+from .ops import mint, overload_of
+from .schema import BY_NAME
+
+AUTO = "auto"
+ANY_DEVICE = "any"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of some of the ops.
+
+    name       its overload name, and what users pass as ``backend=``
+    devices    device types it runs on; ``("any",)`` for all
+    dtypes     storage dtypes it takes
+    rank       ``auto`` prefers the highest
+    kernels    its Python kernels by op name
+    compiled   op names whose kernels a loaded extension registers
+    missing    why it cannot be used at all, where it cannot
+    """
+
+    name: str
+    devices: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+    rank: int
+    kernels: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    compiled: tuple[str, ...] = ()
+    missing: str | None = None
+
+    @property
+    def ops(self) -> tuple[str, ...]:
+        return (*self.kernels, *self.compiled)
+
+    def why_not(self, op: str, device: str, dtype: torch.dtype, differentiable: bool) -> str | None:
+        """The reason it cannot run such a call; None where it can."""
+        if self.missing is not None:
+            return self.missing
+        if device not in self.devices and ANY_DEVICE not in self.devices:
+            return f"it runs on {' and '.join(self.devices)}, not on {device}"
+        if op not in self.ops:
+            return f"it has no {op}"
+        if dtype not in self.dtypes:
+            return f"it has no {str(dtype).removeprefix('torch.')}"
+        backward = BACKWARD.get(op)
+        if differentiable and backward is not None and backward not in self.ops:
+            return f"it has no {backward}, and a gradient is wanted"
+        return None
+
+
+_backends: dict[str, Backend] = {}
+_chosen: dict[tuple[str, str, str, torch.dtype, bool], Any] = {}
+
+
+def register_backend(backend: Backend) -> None:
+    """Make ``backend`` available to every public function, by name and, by its rank, to ``auto``."""
+    if backend.name in _backends or backend.name == AUTO or not backend.name.isidentifier():
+        raise ValueError(f"a backend's name must be a new identifier other than 'auto'; got {backend.name!r}")
+    unknown = [name for name in backend.ops if name not in BY_NAME]
+    if unknown:
+        raise ValueError(f"backend {backend.name!r} brings {unknown}, which are not among the ops: {list(BY_NAME)}")
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(backend.devices[0], "CompositeExplicitAutograd")
+    if len(backend.devices) > 1:
+        key = "CompositeExplicitAutograd"
+    mint(backend.name, backend.ops, dict(backend.kernels), key)
+    _backends[backend.name] = backend
+    _chosen.clear()
+
+
+def backends() -> tuple[Backend, ...]:
+    """Every backend, the one that ``auto`` prefers first."""
+    return tuple(sorted(_backends.values(), key=lambda backend: -backend.rank))
+
+
+def pick(
+    op: str, device: str, dtype: torch.dtype, differentiable: bool, requested: str = AUTO
+) -> tuple[Backend | None, dict[str, str]]:
+    """The backend that runs such a call, and why each other candidate does not."""
+    candidates = backends() if requested == AUTO else [_named(requested)]
+    reasons: dict[str, str] = {}
+    for backend in candidates:
+        reason = backend.why_not(op, device, dtype, differentiable)
+        if reason is None:
+            return backend, reasons
+        reasons[backend.name] = reason
+    return None, reasons
+
+
+def choose(op: str, requested: str, device: str, dtype: torch.dtype, differentiable: bool) -> Any:
+    """The overload to call."""
+    key = (op, requested, device, dtype, differentiable)
+    overload = _chosen.get(key)
+    if overload is None:
+        backend, reasons = pick(op, device, dtype, differentiable, requested)
+        if backend is None:
+            why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+            raise RuntimeError(f"no backend can run {op} ({why})")
+        overload = overload_of(op, backend.name)
+        if not torch.compiler.is_compiling():
+            _chosen[key] = overload
+    return overload
+
+
+def _named(name: str) -> Backend:
+    if name not in _backends:
+        raise ValueError(f"`backend` must be one of {[AUTO, *_backends]}; got {name!r}")
+    return _backends[name]
+
+
+register_backend(
+    Backend(
+        "reference",
+        devices=(ANY_DEVICE,),
+        dtypes=STORAGE_DTYPES,
+        rank=0,
+        kernels={name: getattr(reference, name) for name in reference.__all__},
+    )
+)
+register_backend(
+    Backend(
+        "cpu",
+        devices=("cpu",),
+        dtypes=(torch.float32, torch.float64, torch.bfloat16),
+        rank=10,
+        compiled=tuple(native.ops()),
+        missing=native.why_missing(),
+    )
+)

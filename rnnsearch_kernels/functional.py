@@ -1,0 +1,284 @@
+"""The ops as functions: arguments checked, a backend chosen, the op called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backends import AUTO, choose
+from .checks import check_lengths, padding_mask
+from .ops import PLANS
+
+
+def _call(name: str, backend: str, args: Sequence[Any]) -> Any:
+    plan = PLANS[name]
+    plan.check(args)
+    storage = args[plan.storage]
+    device, dtype = storage.device.type, storage.dtype
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+    differentiable = torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+    return choose(name, backend, device, dtype, differentiable)(*args)
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str = AUTO) -> Tensor:
+    """``output = input weightᵀ + bias``, every row by itself.
+
+    On the native backend a row's result is the same bits whatever the number of rows beside it: what decoding
+    needs for a sentence to come out alike alone and in a batch.
+
+    Args:
+        input: (…, I), storage or accumulate dtype.
+        weight: (O, I), storage dtype; may be a column slice of a wider matrix.
+        bias: (O,), storage dtype.
+        backend: ``"auto"`` or a backend's name.
+
+    Returns:
+        (…, O) in the accumulate dtype: float32, or float64 for float64 weights.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: a shape, dtype or device is wrong, or the backend cannot run it.
+    """
+    rows = input.reshape(-1, input.shape[-1]) if input.dim() != 2 else input
+    output = _call("linear", backend, (rows, weight, bias))
+    return output if input.dim() == 2 else output.reshape(*input.shape[:-1], weight.shape[0])
+
+
+def additive_attention(
+    query: Tensor,
+    keys: Tensor,
+    memory: Tensor,
+    score_weight: Tensor,
+    *,
+    key_padding_mask: Tensor | None = None,
+    memory_lengths: Tensor | None = None,
+    memory_index: Tensor | None = None,
+    backend: str = AUTO,
+) -> tuple[Tensor, Tensor]:
+    """Additive attention (Bahdanau et al. 2014, arXiv:1409.0473, appendix A.1.2).
+
+        score_j = score_weight · tanh(query + keys_j)
+        attn_weights = softmax over the real j of score
+        context = Σ_j attn_weights_j memory_j
+
+    Args:
+        query: (B, A), storage or accumulate dtype; (N, A) with ``memory_index``.
+        keys: (B, S, A), storage dtype.
+        memory: (B, S, M), storage dtype.
+        score_weight: (A,), storage dtype.
+        key_padding_mask: (B, S) bool, True = ignore.
+        memory_lengths: (B,) int64 in 0..S, the alternative to the mask.
+        memory_index: (N,) int64, the sentence each row attends to; inference only.
+        backend: ``"auto"`` or a backend's name.
+
+    Returns:
+        context (B, M) in the storage dtype and attn_weights (B, S) in the accumulate dtype; (N, …) with
+        ``memory_index``. Padded positions have weight exactly 0; a row without a real position has zero weights
+        and a zero context.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: a shape, dtype or device is wrong, both masks are given, a length
+            is out of range, or the backend cannot run it.
+    """
+    mask = padding_mask(key_padding_mask, memory_lengths, memory)
+    return _call("additive_attention", backend, (query, keys, memory, score_weight, mask, memory_index))
+
+
+def decoder_step(
+    input_gates: Tensor,
+    state: Tensor,
+    keys: Tensor,
+    memory: Tensor,
+    score_weight: Tensor,
+    query_weight: Tensor,
+    context_weight: Tensor,
+    hidden_weight: Tensor,
+    *,
+    query_bias: Tensor | None = None,
+    hidden_bias: Tensor | None = None,
+    key_padding_mask: Tensor | None = None,
+    memory_lengths: Tensor | None = None,
+    memory_index: Tensor | None = None,
+    memory_gates: Tensor | None = None,
+    reset_after: bool = True,
+    backend: str = AUTO,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of the attention decoder (Bahdanau et al. 2014, appendix A.1.2 and A.2.2).
+
+        query = query_weight state + query_bias
+        context, attn_weights = additive_attention(query, keys, memory, score_weight)
+        new_state = GRU(input_gates + context_weight context, state)
+
+    with the GRU of ``torch.nn.GRUCell`` (``reset_after=True``) or of the paper (``False``).
+
+    Args:
+        input_gates: (B, 3H), the input's part of the gates, r, z, n, input bias included.
+        state: (B, H), accumulate dtype.
+        keys, memory, score_weight, key_padding_mask, memory_lengths: as in :func:`additive_attention`.
+        query_weight: (A, H). query_bias: (A,).
+        context_weight: (3H, M). hidden_weight: (3H, H). hidden_bias: (3H,).
+        memory_index: (N,) int64, the sentence of each row; then ``input_gates`` and ``state`` have N rows.
+            Inference only.
+        memory_gates: (B, S, 3H), memory · context_weightᵀ prepared once. Inference only.
+        backend: ``"auto"`` or a backend's name.
+
+    Returns:
+        new_state (B, H) in the accumulate dtype, context (B, M) in the storage dtype, attn_weights (B, S) in the
+        accumulate dtype.
+
+    Raises:
+        As :func:`additive_attention`.
+    """
+    mask = padding_mask(key_padding_mask, memory_lengths, memory)
+    new_state, context, attn_weights, _ = _call(
+        "decoder_step",
+        backend,
+        (
+            input_gates,
+            state,
+            keys,
+            memory,
+            score_weight,
+            query_weight,
+            query_bias,
+            context_weight,
+            hidden_weight,
+            hidden_bias,
+            mask,
+            memory_index,
+            memory_gates,
+            reset_after,
+        ),
+    )
+    return new_state, context, attn_weights
+
+
+def decoder_scan(
+    input_gates: Tensor,
+    state: Tensor,
+    keys: Tensor,
+    memory: Tensor,
+    score_weight: Tensor,
+    query_weight: Tensor,
+    context_weight: Tensor,
+    hidden_weight: Tensor,
+    *,
+    query_bias: Tensor | None = None,
+    hidden_bias: Tensor | None = None,
+    key_padding_mask: Tensor | None = None,
+    memory_lengths: Tensor | None = None,
+    input_lengths: Tensor | None = None,
+    reset_after: bool = True,
+    backend: str = AUTO,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """T steps of :func:`decoder_step`, teacher-forced, as one op forward and one backward.
+
+    Nothing of size B·T·S·A is stored: the backward pass recomputes the tanh.
+
+    Args:
+        input_gates: (B, T, 3H). The other arguments as in :func:`decoder_step`.
+        input_lengths: (B,) int64 in 0..T. From there on the state is frozen and every result is zero.
+
+    Returns:
+        states (B, T, H) in the accumulate dtype, contexts (B, T, M) in the storage dtype, attn_weights (B, T, S)
+        in the accumulate dtype.
+
+    Raises:
+        As :func:`additive_attention`.
+    """
+    mask = padding_mask(key_padding_mask, memory_lengths, memory)
+    check_lengths("input_lengths", input_lengths, input_gates.shape[0], input_gates.shape[1], "T")
+    states, contexts, attn_weights, _ = _call(
+        "decoder_scan",
+        backend,
+        (
+            input_gates,
+            state,
+            keys,
+            memory,
+            score_weight,
+            query_weight,
+            query_bias,
+            context_weight,
+            hidden_weight,
+            hidden_bias,
+            mask,
+            input_lengths,
+            reset_after,
+        ),
+    )
+    return states, contexts, attn_weights
+
+
+def gru_scan(
+    input_gates: Tensor,
+    state: Tensor,
+    hidden_weight: Tensor,
+    hidden_bias: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+    reset_after: bool = True,
+    backend: str = AUTO,
+) -> Tensor:
+    """A GRU over a sequence (Cho et al. 2014, arXiv:1406.1078), both conventions, either direction.
+
+        r, z = σ(g + U s + b)
+        n = tanh(g_n + r ∘ (U_n s + b_n))       reset_after=True, as torch.nn.GRU
+        n = tanh(g_n + U_n (r ∘ s) + b_n)       reset_after=False, as the paper
+        s' = (1 - z) ∘ n + z ∘ s
+
+    Args:
+        input_gates: (B, T, 3H), the input's part g of the gates, r, z, n, input bias included.
+        state: (B, H), the state before the first step, accumulate dtype.
+        hidden_weight: (3H, H). hidden_bias: (3H,).
+        lengths: (B,) int64 in 0..T. From there on the state is frozen and the result is zero.
+        reverse: run each row from its own end to its start.
+        backend: ``"auto"`` or a backend's name.
+
+    Returns:
+        states (B, T, H) in the accumulate dtype, where the input stands: with ``reverse`` the last state is at
+        t = 0.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: a shape, dtype or device is wrong, a length is out of range, or the
+            backend cannot run it.
+    """
+    check_lengths("lengths", lengths, input_gates.shape[0], input_gates.shape[1], "T")
+    args = (input_gates, state, hidden_weight, hidden_bias, lengths, reverse, reset_after)
+    return _call("gru_scan", backend, args)[0]
+
+
+def vocabulary_topk(
+    readout: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    k: int,
+    banned_ids: Tensor | None = None,
+    backend: str = AUTO,
+) -> tuple[Tensor, Tensor]:
+    """The k likeliest tokens of each row: the k largest of ``log_softmax(weight readout + bias)``.
+
+    The native backend never forms the (N, V) logits. For inference: it has no derivative.
+
+    Args:
+        readout: (N, L), storage or accumulate dtype.
+        weight: (V, L), storage dtype. bias: (V,).
+        k: how many, 1..V.
+        banned_ids: (N, R) int64, tokens that a row must not choose, -1 for none. They keep their share of the
+            probability.
+        backend: ``"auto"`` or a backend's name.
+
+    Returns:
+        log_probs (N, k) in the accumulate dtype, largest first, and token_ids (N, k) int64, of equals the
+        lowest first. Where a row has fewer than k tokens left the rest is -inf; a row with a NaN among its
+        logits is NaN.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: a shape, dtype or device is wrong, or the backend cannot run it.
+    """
+    return _call("vocabulary_topk", backend, (readout, weight, bias, banned_ids, k))

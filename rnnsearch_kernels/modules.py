@@ -1,0 +1,343 @@
+"""The decoder as a module: the drop-in for a Python loop over attention and ``GRUCell``."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .backends import AUTO
+from .checks import check_lengths, padding_mask
+from .functional import decoder_scan, decoder_step, linear
+from .reference.linear import accumulate_dtype
+
+
+class DecoderOutput(NamedTuple):
+    """What a decoder gives: (B, T, …) from ``forward``, (N, …) from ``step``.
+
+    output        the states in the input's dtype: (B, T, H) or (N, H)
+    context       what was attended to: (B, T, M) or (N, M)
+    attn_weights  where it was: (B, T, S) or (N, S) in the accumulate dtype; None if not asked for
+    state         the state to go on from, (B, H) or (N, H) in the accumulate dtype
+    """
+
+    output: Tensor
+    context: Tensor
+    attn_weights: Tensor | None
+    state: Tensor
+
+
+class PreparedMemory(NamedTuple):
+    """A memory made ready for stepping, once a sentence; a value, never changed.
+
+    memory            (B, S, M), padding zeroed
+    keys              (B, S, A), key_proj(memory)
+    memory_gates      (B, S, 3H), memory · context_weightᵀ, where that makes a step cheaper
+    key_padding_mask  (B, S) bool, True = ignore
+    """
+
+    memory: Tensor
+    keys: Tensor
+    memory_gates: Tensor | None
+    key_padding_mask: Tensor | None
+
+
+class FusedBahdanauDecoder(nn.Module):
+    """A GRU decoder with additive attention (Bahdanau et al. 2014, arXiv:1409.0473), fused.
+
+        query_t   = query_proj(s_{t-1})
+        context_t = Σ_j α_tj memory_j,  α_t = softmax_j(score(tanh(query_t + key_proj(memory_j))))
+        s_t       = GRUCell([input_t ; context_t], s_{t-1})
+
+    Parameters are those of the modules people already have: ``cell`` (a ``GRUCell`` over [input ; context]),
+    ``query_proj``, ``key_proj`` and ``score`` (Linears). :meth:`from_modules` takes a hand-written decoder's.
+
+    Args:
+        input_size: E. hidden_size: H. memory_size: M.
+        attention_size: A; H by default.
+        bias: the cell's two biases.
+        reset_after: True as ``nn.GRUCell`` and cuDNN; False as the paper: n = tanh(g_n + U_n (r ∘ s)).
+        query_bias, key_bias, score_bias: which of the three Linears have a bias. That of the score cancels in
+            the softmax; its gradient is zero.
+        backend: ``"auto"`` or a backend's name.
+
+    The state is carried in float32 (float64 in a float64 module) whatever the parameters' dtype.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        memory_size: int,
+        attention_size: int | None = None,
+        *,
+        bias: bool = True,
+        reset_after: bool = True,
+        query_bias: bool = False,
+        key_bias: bool = True,
+        score_bias: bool = False,
+        backend: str = AUTO,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        attention_size = hidden_size if attention_size is None else attention_size
+        for name, size in (
+            ("input_size", input_size),
+            ("hidden_size", hidden_size),
+            ("memory_size", memory_size),
+            ("attention_size", attention_size),
+        ):
+            if size < 1:
+                raise ValueError(f"`{name}` must be at least 1; got {size}")
+        made = {"device": device, "dtype": dtype}
+        self.input_size, self.hidden_size = input_size, hidden_size
+        self.memory_size, self.attention_size = memory_size, attention_size
+        self.reset_after, self.backend = reset_after, backend
+        self.cell = nn.GRUCell(input_size + memory_size, hidden_size, bias=bias, **made)
+        self.query_proj = nn.Linear(hidden_size, attention_size, bias=query_bias, **made)
+        self.key_proj = nn.Linear(memory_size, attention_size, bias=key_bias, **made)
+        self.score = nn.Linear(attention_size, 1, bias=score_bias, **made)
+
+    @classmethod
+    def from_modules(
+        cls,
+        cell: nn.GRUCell,
+        query: nn.Linear,
+        key: nn.Linear,
+        score: nn.Linear,
+        *,
+        input_order: str = "input_context",
+        backend: str = AUTO,
+    ) -> FusedBahdanauDecoder:
+        """A decoder with copies of a hand-written one's parameters.
+
+        Args:
+            cell: over the concatenation of input and context. The later calls of ``cell`` do not see what is
+                trained here, nor the other way round: everything is copied.
+            query, key, score: the Linears of ``score(tanh(query(state) + key(memory)))``, each with or without
+                a bias.
+            input_order: ``"input_context"`` where the cell reads cat([input, context]), ``"context_input"``
+                where it reads cat([context, input]).
+
+        Raises:
+            TypeError: a module of another kind, which this decoder cannot represent.
+            ValueError: sizes that do not fit together.
+        """
+        if type(cell) is not nn.GRUCell:
+            raise TypeError(f"`cell` must be an nn.GRUCell, the only recurrence here; got {type(cell).__name__}")
+        for name, module in (("query", query), ("key", key), ("score", score)):
+            if not isinstance(module, nn.Linear):
+                raise TypeError(f"`{name}` must be an nn.Linear; got {type(module).__name__}")
+        if input_order not in ("input_context", "context_input"):
+            raise ValueError(f"`input_order` must be 'input_context' or 'context_input'; got {input_order!r}")
+        hidden, attention, memory = cell.hidden_size, query.out_features, key.in_features
+        for name, module, wanted in (
+            ("query", query, (attention, hidden)),
+            ("key", key, (attention, memory)),
+            ("score", score, (1, attention)),
+        ):
+            if tuple(module.weight.shape) != wanted:
+                raise ValueError(f"`{name}.weight` must be {wanted}; got {tuple(module.weight.shape)}")
+        if cell.input_size <= memory:
+            raise ValueError(
+                f"`cell` must read input and context, more than M = {memory} features; got {cell.input_size}"
+            )
+        decoder = cls(
+            cell.input_size - memory,
+            hidden,
+            memory,
+            attention,
+            bias=cell.bias,
+            query_bias=query.bias is not None,
+            key_bias=key.bias is not None,
+            score_bias=score.bias is not None,
+            backend=backend,
+            device=cell.weight_hh.device,
+            dtype=cell.weight_hh.dtype,
+        )
+        copies = (
+            (decoder.cell, cell),
+            (decoder.query_proj, query),
+            (decoder.key_proj, key),
+            (decoder.score, score),
+        )
+        for copy, original in copies:
+            copy.load_state_dict(original.state_dict())
+            for own, theirs in zip(copy.parameters(), original.parameters(), strict=True):
+                own.requires_grad_(theirs.requires_grad)
+        if input_order == "context_input":
+            context_part, input_part = cell.weight_ih.detach().split([memory, cell.input_size - memory], 1)
+            with torch.no_grad():
+                decoder.cell.weight_ih.copy_(torch.cat([input_part, context_part], 1))
+        return decoder
+
+    def extra_repr(self) -> str:
+        return (
+            f"input_size={self.input_size}, hidden_size={self.hidden_size}, memory_size={self.memory_size}, "
+            f"attention_size={self.attention_size}, reset_after={self.reset_after}, backend={self.backend!r}"
+        )
+
+    def _score_weight(self) -> Tensor:
+        weight = self.score.weight[0]
+        if self.score.bias is not None and torch.is_grad_enabled():
+            # A constant added to every score leaves the softmax as it is: the bias has a gradient, and it is 0.
+            weight = weight + 0 * self.score.bias
+        return weight
+
+    def _initial_state(self, state: Tensor | None, rows: Tensor) -> Tensor:
+        dtype = accumulate_dtype(self.cell.weight_hh.dtype)
+        if state is None:
+            return rows.new_zeros(rows.shape[0], self.hidden_size, dtype=dtype)
+        return state.to(dtype)
+
+    def prepare_memory(
+        self,
+        memory: Tensor,
+        *,
+        key_padding_mask: Tensor | None = None,
+        memory_lengths: Tensor | None = None,
+    ) -> PreparedMemory:
+        """Everything about the memory that :meth:`step` needs, computed once.
+
+        It holds what the parameters were at this moment. Without gradients ``memory_gates`` are prepared too
+        where S ≤ M / 2: then a step reads S · 3H values of them instead of the 3H · M of the context weight, and
+        preparing pays for itself within about a tenth of S steps.
+
+        Args:
+            memory: (B, S, M).
+            key_padding_mask: (B, S) bool, True = ignore. memory_lengths: (B,) int64, the alternative.
+        """
+        self._check_memory(memory)
+        mask = padding_mask(key_padding_mask, memory_lengths, memory)
+        memory = _zero_padding(memory, mask)
+        with_gates = not torch.is_grad_enabled() and 2 * memory.shape[1] <= self.memory_size
+        storage = self.key_proj.weight.dtype
+        keys = linear(memory, self.key_proj.weight, self.key_proj.bias, backend=self.backend).to(storage)
+        memory_gates = None
+        if with_gates:
+            context_weight = self.cell.weight_ih[:, self.input_size :]
+            memory_gates = linear(memory, context_weight, backend=self.backend).to(storage)
+        return PreparedMemory(memory, keys, memory_gates, mask)
+
+    def step(
+        self,
+        input_t: Tensor,
+        state: Tensor | None,
+        memory: PreparedMemory,
+        *,
+        memory_index: Tensor | None = None,
+        need_weights: bool = True,
+    ) -> DecoderOutput:
+        """One step; a function of its arguments, differentiable.
+
+        Args:
+            input_t: (N, E).
+            state: (N, H); None for zeros.
+            memory: from :meth:`prepare_memory`.
+            memory_index: (N,) int64, the sentence of each row; without it row i attends to sentence i. Inference
+                only.
+            need_weights: whether to return the attention weights.
+        """
+        cell, weight = self.cell, self.cell.weight_ih
+        if input_t.dim() != 2 or input_t.shape[1] != self.input_size:
+            raise ValueError(f"`input_t` must be (N, E) = (N, {self.input_size}); got {tuple(input_t.shape)}")
+        input_gates = linear(input_t, weight[:, : self.input_size], cell.bias_ih, backend=self.backend)
+        new_state, context, attn_weights = decoder_step(
+            input_gates,
+            self._initial_state(state, input_t),
+            memory.keys,
+            memory.memory,
+            self._score_weight(),
+            self.query_proj.weight,
+            weight[:, self.input_size :],
+            cell.weight_hh,
+            query_bias=self.query_proj.bias,
+            hidden_bias=cell.bias_hh,
+            key_padding_mask=memory.key_padding_mask,
+            memory_index=memory_index,
+            memory_gates=memory.memory_gates,
+            reset_after=self.reset_after,
+            backend=self.backend,
+        )
+        return DecoderOutput(new_state.to(input_t.dtype), context, attn_weights if need_weights else None, new_state)
+
+    def forward(
+        self,
+        input: Tensor,
+        memory: Tensor,
+        state: Tensor | None = None,
+        *,
+        key_padding_mask: Tensor | None = None,
+        memory_lengths: Tensor | None = None,
+        input_lengths: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> DecoderOutput:
+        """All T steps, teacher-forced.
+
+        Args:
+            input: (B, T, E).
+            memory: (B, S, M).
+            state: (B, H); None for zeros.
+            key_padding_mask: (B, S) bool, True = ignore. memory_lengths: (B,) int64, the alternative.
+            input_lengths: (B,) int64 in 0..T; from there on the state is frozen and the results are zero.
+            need_weights: whether to return the attention weights.
+
+        Returns:
+            :class:`DecoderOutput` with the state after each row's last step.
+        """
+        if input.dim() != 3 or input.shape[2] != self.input_size:
+            raise ValueError(f"`input` must be (B, T, E) = (B, T, {self.input_size}); got {tuple(input.shape)}")
+        self._check_memory(memory)
+        mask = padding_mask(key_padding_mask, memory_lengths, memory)
+        check_lengths("input_lengths", input_lengths, input.shape[0], input.shape[1], "T")
+        memory = _zero_padding(memory, mask)
+        if input_lengths is not None:
+            past = torch.arange(input.shape[1], device=input.device) >= input_lengths[:, None]
+            input = input.masked_fill(past[..., None], 0)
+        cell = self.cell
+        input_weight, context_weight = cell.weight_ih.split([self.input_size, self.memory_size], 1)
+        state = self._initial_state(state, input)
+        keys = self.key_proj(memory)
+        states, contexts, attn_weights = decoder_scan(
+            nn.functional.linear(input, input_weight, cell.bias_ih),
+            state,
+            keys,
+            memory.to(keys.dtype),
+            self._score_weight(),
+            self.query_proj.weight,
+            context_weight,
+            cell.weight_hh,
+            query_bias=self.query_proj.bias,
+            hidden_bias=cell.bias_hh,
+            key_padding_mask=mask,
+            input_lengths=input_lengths,
+            reset_after=self.reset_after,
+            backend=self.backend,
+        )
+        return DecoderOutput(
+            states.to(input.dtype),
+            contexts,
+            attn_weights if need_weights else None,
+            last_state(states, state, input_lengths),
+        )
+
+    def _check_memory(self, memory: Tensor) -> None:
+        if memory.dim() != 3 or memory.shape[2] != self.memory_size or memory.shape[1] < 1:
+            raise ValueError(
+                f"`memory` must be (B, S, M) = (B, S, {self.memory_size}) with S at least 1; got {tuple(memory.shape)}"
+            )
+
+
+def last_state(states: Tensor, state: Tensor, lengths: Tensor | None) -> Tensor:
+    """The state after each row's last step (B, H); ``state`` for a row of length 0."""
+    if lengths is None:
+        return states[:, -1]
+    last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, states.shape[2])
+    return torch.where(lengths[:, None] > 0, states.gather(1, last)[:, 0], state)
+
+
+def _zero_padding(memory: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+    """0 · NaN is NaN: what is padded must not reach a product."""
+    return memory if key_padding_mask is None else memory.masked_fill(key_padding_mask[..., None], 0)
