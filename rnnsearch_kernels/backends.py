@@ -44,6 +44,8 @@ class Backend:
     rank       ``auto`` prefers the highest
     kernels    its Python kernels by op name
     compiled   op names whose kernels a loaded extension registers
+    guarded    whether its kernels refuse wrong shapes, dtypes and devices by themselves with a RuntimeError;
+               otherwise arguments are checked before every call
     missing    why it cannot be used at all, where it cannot
     """
 
@@ -53,6 +55,7 @@ class Backend:
     rank: int
     kernels: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     compiled: tuple[str, ...] = ()
+    guarded: bool = False
     missing: str | None = None
 
     @property
@@ -76,7 +79,7 @@ class Backend:
 
 
 _backends: dict[str, Backend] = {}
-_chosen: dict[tuple[str, str, str, torch.dtype, bool], Any] = {}
+_chosen: dict[tuple[str, str, str, torch.dtype, bool], tuple[Any, bool]] = {}
 
 
 def register_backend(backend: Backend) -> None:
@@ -113,19 +116,19 @@ def pick(
     return None, reasons
 
 
-def choose(op: str, requested: str, device: str, dtype: torch.dtype, differentiable: bool) -> Any:
-    """The overload to call."""
+def choose(op: str, requested: str, device: str, dtype: torch.dtype, differentiable: bool) -> tuple[Any, bool]:
+    """The overload to call, and whether it guards itself against wrong arguments."""
     key = (op, requested, device, dtype, differentiable)
-    overload = _chosen.get(key)
-    if overload is None:
+    chosen = _chosen.get(key)
+    if chosen is None:
         backend, reasons = pick(op, device, dtype, differentiable, requested)
         if backend is None:
             why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
             raise RuntimeError(f"no backend can run {op} ({why})")
-        overload = overload_of(op, backend.name)
+        chosen = overload_of(op, backend.name), backend.guarded
         if not torch.compiler.is_compiling():
-            _chosen[key] = overload
-    return overload
+            _chosen[key] = chosen
+    return chosen
 
 
 def _named(name: str) -> Backend:
@@ -150,6 +153,7 @@ register_backend(
         dtypes=(torch.float32, torch.float64, torch.bfloat16),
         rank=10,
         compiled=tuple(native.ops()),
+        guarded=True,
         missing=native.why_missing(),
     )
 )
