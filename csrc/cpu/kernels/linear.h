@@ -1,0 +1,111 @@
+// y = x weightᵀ + bias for few rows, in dot form: each (row, output) has one vector accumulator that runs along the
+// inputs, and one sum across lanes at the end. The weights are read where they lie, in torch's (O, I) layout: a packed
+// copy reads no faster, and would be a second copy to keep in step. Since no accumulator is shared, a row's result
+// does not depend on which rows stand beside it.
+#pragma once
+
+#include "simd.h"
+
+namespace rnnsearch {
+namespace RNNSEARCH_ISA {
+
+// Accumulators that the registers hold beside the operands.
+inline constexpr int kOutputTile = 4;
+inline constexpr int kRowTile = RNNSEARCH_REGISTERS == 32 ? 6 : 3;
+// Rows that share a walk through the weights: their inputs stay in the second-level cache.
+inline constexpr int64_t kRowBlock = 48;
+
+template <class S, int rows, int outputs>
+INLINE void dot_tile(const Accumulate<S>* x, int64_t x_stride, const S* weight, int64_t weight_stride, int64_t I,
+                     const S* next, Accumulate<S>* y, int64_t y_stride, const Accumulate<S>* bias) {
+  using T = Accumulate<S>;
+  constexpr int n = lanes<T>;
+  Vec<T> total[rows][outputs] = {};
+  int64_t i = 0;
+  for (; i + n <= I; i += n) {
+    Vec<T> w[outputs];
+    for (int o = 0; o < outputs; ++o) {
+      w[o] = load(weight + o * weight_stride + i);
+      __builtin_prefetch(next + o * weight_stride + i, 0, 2);
+    }
+    for (int r = 0; r < rows; ++r) {
+      const Vec<T> v = load(x + r * x_stride + i);
+      for (int o = 0; o < outputs; ++o) total[r][o] += v * w[o];
+    }
+  }
+  if (i < I) {
+    Vec<T> w[outputs];
+    for (int o = 0; o < outputs; ++o) w[o] = load(weight + o * weight_stride + i, I - i);
+    for (int r = 0; r < rows; ++r) {
+      const Vec<T> v = load(x + r * x_stride + i);
+      for (int o = 0; o < outputs; ++o) total[r][o] += v * w[o];
+    }
+  }
+  const Vec<T> zero = {};
+  for (int r = 0; r < rows; ++r) {
+    T sums[kOutputTile];
+    if constexpr (outputs == kOutputTile) {
+      sum4<T>(total[r][0], total[r][1], total[r][2], total[r][3], sums);
+    } else {
+      sum4<T>(total[r][0], zero, zero, zero, sums);
+    }
+    for (int o = 0; o < outputs; ++o) y[r * y_stride + o] = sums[o] + bias[o];
+  }
+}
+
+template <class S, int outputs>
+void dot_rows(int64_t rows, const Accumulate<S>* x, int64_t x_stride, const S* weight, int64_t weight_stride,
+              int64_t I, const S* next, Accumulate<S>* y, int64_t y_stride, const Accumulate<S>* bias) {
+  for (int64_t r = 0; r < rows;) {
+    // As even as whole rows allow: 8 are 4 + 4, not 6 + 2.
+    const int64_t tiles = (rows - r + kRowTile - 1) / kRowTile;
+    const int64_t take = (rows - r + tiles - 1) / tiles;
+    const auto tile = [&](auto count) {
+      dot_tile<S, decltype(count)::value, outputs>(x + r * x_stride, x_stride, weight, weight_stride, I,
+                                                   r == 0 ? next : weight, y + r * y_stride, y_stride, bias);
+    };
+    choose<kRowTile>(take, tile);
+    r += take;
+  }
+}
+
+template <class S>
+int64_t packed_bytes(int64_t rows, int64_t inputs) {
+  return rows * padded<Accumulate<S>>(inputs) * static_cast<int64_t>(sizeof(Accumulate<S>));
+}
+
+template <class S>
+void pack(const Rows& rows, int64_t inputs, int64_t begin, int64_t end, int64_t, void* packed) {
+  using T = Accumulate<S>;
+  const int64_t width = padded<T>(inputs);
+  for (int64_t r = begin; r < end; ++r)
+    for (int64_t i = 0; i < width; i += lanes<T>)
+      store(static_cast<T*>(packed) + r * width + i,
+            load_either<S>(rows.data, rows.is_storage, r * rows.stride + i, inputs - i));
+}
+
+template <class S>
+void linear(const LinearArgs<S>& args) {
+  using T = Accumulate<S>;
+  const int64_t x_stride = padded<T>(args.I), rows = args.row_end - args.row_begin;
+  const T* x = static_cast<const T*>(args.packed) + args.row_begin * x_stride;
+  const int64_t stride = args.weight.stride;
+  for (int64_t o = args.output_begin; o < args.output_end;) {
+    const bool whole = o + kOutputTile <= args.output_end;
+    const int64_t take = whole ? kOutputTile : 1;
+    const S* weight = args.weight.data + o * stride;
+    // What is read ahead of time is always inside the matrix.
+    const S* next = o + take + kOutputTile <= args.output_end ? weight + take * stride : weight;
+    T bias[kOutputTile] = {};
+    if (args.bias != nullptr)
+      for (int64_t b = 0; b < take; ++b) bias[b] = scalar(args.bias[o + b]);
+    T* y = args.y + (o - args.output_begin);
+    if (whole)
+      dot_rows<S, kOutputTile>(rows, x, x_stride, weight, stride, args.I, next, y, args.y_stride, bias);
+    else
+      dot_rows<S, 1>(rows, x, x_stride, weight, stride, args.I, next, y, args.y_stride, bias);
+    o += take;
+  }
+}
+}  // namespace RNNSEARCH_ISA
+}  // namespace rnnsearch

@@ -1,0 +1,331 @@
+// Vectors of one width and the arithmetic on them. Included by one isa_*.cpp after it has named its instruction set;
+// everything here is inlined and lives in that instruction set's own namespace, so that no function compiled for one
+// machine can be linked into another's kernels. For the same reason no C++ library header is used below this line.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "../kernels.h"
+
+// The target holds for every function from here on, and for none of the headers above.
+#if defined(RNNSEARCH_TARGET)
+#define RNNSEARCH_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define RNNSEARCH_SET_TARGET(name) \
+  RNNSEARCH_PRAGMA(clang attribute push(__attribute__((target(name))), apply_to = function))
+#else
+#define RNNSEARCH_SET_TARGET(name) RNNSEARCH_PRAGMA(GCC target(name))
+#endif
+RNNSEARCH_SET_TARGET(RNNSEARCH_TARGET)
+#endif
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace rnnsearch {
+namespace RNNSEARCH_ISA {
+
+typedef float FloatVector __attribute__((vector_size(RNNSEARCH_VECTOR_BYTES)));
+typedef int32_t FloatBits __attribute__((vector_size(RNNSEARCH_VECTOR_BYTES)));
+typedef double DoubleVector __attribute__((vector_size(RNNSEARCH_VECTOR_BYTES)));
+typedef int64_t DoubleBits __attribute__((vector_size(RNNSEARCH_VECTOR_BYTES)));
+typedef uint32_t WideBits __attribute__((vector_size(RNNSEARCH_VECTOR_BYTES)));
+typedef uint16_t NarrowBits __attribute__((vector_size(RNNSEARCH_VECTOR_BYTES / 2)));
+
+template <class T>
+struct Simd;
+template <>
+struct Simd<float> {
+  using Vector = FloatVector;
+  using Bits = FloatBits;
+  using Bit = int32_t;
+  static constexpr int mantissa = 23, bias = 127;
+  static constexpr float round = 12582912.0f;  // 1.5 · 2^23: adding it rounds to an integer
+  static constexpr float lowest_exponent = -87.0f, highest_exponent = 88.0f;
+  static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+};
+template <>
+struct Simd<double> {
+  using Vector = DoubleVector;
+  using Bits = DoubleBits;
+  using Bit = int64_t;
+  static constexpr int mantissa = 52, bias = 1023;
+  static constexpr double round = 6755399441055744.0;  // 1.5 · 2^52
+  static constexpr double lowest_exponent = -708.0, highest_exponent = 709.0;
+  static constexpr double ln2_high = 0.693145751953125, ln2_low = 1.42860682030941723212e-6;
+};
+
+template <class T>
+using Vec = typename Simd<T>::Vector;
+template <class T>
+using Bits = typename Simd<T>::Bits;
+template <class T>
+inline constexpr int lanes = RNNSEARCH_VECTOR_BYTES / static_cast<int>(sizeof(T));
+
+template <class T>
+INLINE int64_t padded(int64_t count) {
+  return (count + lanes<T> - 1) / lanes<T> * lanes<T>;
+}
+
+template <class T>
+INLINE Vec<T> broadcast(T x) {
+  return x - Vec<T>{};
+}
+
+// ---- loads and stores: S as stored, T as computed ----
+
+template <class T>
+INLINE Vec<T> load(const T* p) {
+  Vec<T> v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class T>
+INLINE void store(T* p, Vec<T> v) {
+  memcpy(p, &v, sizeof v);
+}
+
+INLINE FloatVector widen(NarrowBits narrow) {
+  const WideBits wide = __builtin_convertvector(narrow, WideBits) << 16;
+  FloatVector v;
+  memcpy(&v, &wide, sizeof v);
+  return v;
+}
+
+// Round to nearest even; a NaN stays one.
+INLINE NarrowBits narrow(FloatVector v) {
+  WideBits wide;
+  memcpy(&wide, &v, sizeof v);
+  const WideBits rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
+  const WideBits quiet = (wide >> 16) | 0x40;
+  const FloatBits is_nan = v != v;
+  return __builtin_convertvector(is_nan ? quiet : rounded, NarrowBits);
+}
+
+INLINE FloatVector load(const BFloat16* p) {
+  NarrowBits narrow;
+  memcpy(&narrow, p, sizeof narrow);
+  return widen(narrow);
+}
+
+INLINE void store(BFloat16* p, FloatVector v) {
+  const NarrowBits bits = narrow(v);
+  memcpy(p, &bits, sizeof bits);
+}
+
+// `count` elements, at most a vector's; the rest are zero and are not read.
+template <class S>
+INLINE Vec<Accumulate<S>> load(const S* p, int64_t count) {
+  if (count >= lanes<Accumulate<S>>) return load(p);
+  S part[lanes<Accumulate<S>>] = {};
+  memcpy(part, p, static_cast<size_t>(count) * sizeof(S));
+  return load(part);
+}
+
+template <class S>
+INLINE void store(S* p, Vec<Accumulate<S>> v, int64_t count) {
+  if (count >= lanes<Accumulate<S>>) return store(p, v);
+  S part[lanes<Accumulate<S>>];
+  store(part, v);
+  memcpy(p, part, static_cast<size_t>(count) * sizeof(S));
+}
+
+#if RNNSEARCH_VECTOR_BYTES == 64 && defined(__x86_64__)
+template <>
+INLINE FloatVector load<float>(const float* p, int64_t count) {
+  if (count >= 16) return load(p);
+  return FloatVector(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p));
+}
+template <>
+INLINE FloatVector load<BFloat16>(const BFloat16* p, int64_t count) {
+  if (count >= 16) return load(p);
+  return widen(NarrowBits(_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), p)));
+}
+#endif
+
+// Rows whose type is known only at run time.
+template <class S>
+INLINE Vec<Accumulate<S>> load_either(const void* p, bool is_storage, int64_t offset, int64_t count) {
+  return is_storage ? load(static_cast<const S*>(p) + offset, count)
+                    : load(static_cast<const Accumulate<S>*>(p) + offset, count);
+}
+
+INLINE float scalar(float x) { return x; }
+INLINE double scalar(double x) { return x; }
+INLINE float scalar(BFloat16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float wide;
+  memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+
+// ---- arithmetic; NaN goes through all of it ----
+
+template <class T>
+INLINE Vec<T> magnitude(Vec<T> v) {
+  return v < 0 ? -v : v;
+}
+
+// A NaN in v stays; one in limit is not expected.
+template <class T>
+INLINE Vec<T> clamp(Vec<T> v, T low, T high) {
+  v = v < broadcast(low) ? broadcast(low) : v;
+  return v > broadcast(high) ? broadcast(high) : v;
+}
+
+template <class T>
+INLINE Vec<T> bit_cast(Bits<T> bits) {
+  Vec<T> v;
+  memcpy(&v, &bits, sizeof v);
+  return v;
+}
+template <class T>
+INLINE Bits<T> bits_of(Vec<T> v) {
+  Bits<T> bits;
+  memcpy(&bits, &v, sizeof v);
+  return bits;
+}
+
+// e^r = 1 + r + r² P(r) on |r| <= ln 2 / 2, P fitted for the smallest largest relative error: 3.1e-9, 3.6e-18.
+INLINE FloatVector exp_near_zero(FloatVector r) {
+  FloatVector p = r * 0.001381459865f + 0.00836871688f;
+  p = p * r + 0.04166838805f;
+  p = p * r + 0.1666652063f;
+  p = p * r + 0.4999999345f;
+  return p * (r * r) + r + 1.0f;
+}
+INLINE DoubleVector exp_near_zero(DoubleVector r) {
+  DoubleVector p = r * 2.50000616028356667e-8 + 2.7630248379211444e-7;
+  p = p * r + 2.75575863738401637e-6;
+  p = p * r + 2.48014930989065507e-5;
+  p = p * r + 1.98412695065786877e-4;
+  p = p * r + 0.00138888889436301129;
+  p = p * r + 0.00833333333349446166;
+  p = p * r + 0.0416666666665301586;
+  p = p * r + 0.166666666666664125;
+  p = p * r + 0.500000000000001063;
+  return p * (r * r) + r + 1.0;
+}
+
+// e^x, x held between the exponents of the smallest and the largest normal number.
+template <class T>
+INLINE Vec<T> exp(Vec<T> x) {
+  using L = Simd<T>;
+  x = clamp<T>(x, L::lowest_exponent, L::highest_exponent);
+  const Vec<T> shifted = x * static_cast<T>(1.44269504088896340736) + L::round;
+  const Vec<T> n = shifted - L::round;
+  Vec<T> r = x - n * L::ln2_high;
+  r = r - n * L::ln2_low;
+  const Bits<T> exponent = bits_of<T>(shifted) - bits_of<T>(broadcast(L::round)) + L::bias;
+  return exp_near_zero(r) * bit_cast<T>(exponent << L::mantissa);
+}
+
+INLINE DoubleVector reciprocal(DoubleVector x) { return 1.0 / x; }
+// Of a positive, finite x.
+INLINE FloatVector reciprocal(FloatVector x) {
+#if RNNSEARCH_VECTOR_BYTES == 64 && defined(__x86_64__)
+  const FloatVector estimate = FloatVector(_mm512_rcp14_ps(__m512(x)));
+  return estimate + estimate * (1.0f - x * estimate);
+#else
+  return 1.0f / x;
+#endif
+}
+
+template <class T>
+INLINE Vec<T> sigmoid(Vec<T> x) {
+  return static_cast<T>(1) / (exp<T>(-x) + 1);
+}
+// 1 - 2/(1 + e^{2x}) loses the small ones' relative accuracy, never more than an epsilon of 1.
+template <class T>
+INLINE Vec<T> tanh(Vec<T> x) {
+  return 1 - 2 / (exp<T>(x + x) + 1);
+}
+
+// ---- sums across lanes ----
+
+template <int N, int... Lane>
+struct MakeLanes : MakeLanes<N - 1, N - 1, Lane...> {};
+template <int... Lane>
+struct MakeLanes<0, Lane...> {
+  // Where result lane l comes from when a and b hold items of `segment` lanes and each item is halved.
+  template <class T, int segment, int half>
+  static INLINE Vec<T> halves(Vec<T> a, Vec<T> b) {
+    constexpr int items = sizeof...(Lane) / segment;
+    constexpr auto source = [](int lane) constexpr {
+      const int item = lane / (segment / 2), within = lane % (segment / 2) + half * (segment / 2);
+      return (item % items) * segment + within + (item < items ? 0 : static_cast<int>(sizeof...(Lane)));
+    };
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, source(Lane)...);
+#else
+    return __builtin_shuffle(a, b, Bits<T>{source(Lane)...});
+#endif
+  }
+};
+
+template <class T, int segment>
+INLINE Vec<T> fold(Vec<T> a, Vec<T> b) {
+  using Lanes = MakeLanes<lanes<T>>;
+  return Lanes::template halves<T, segment, 0>(a, b) + Lanes::template halves<T, segment, 1>(a, b);
+}
+
+template <class T, int segment>
+INLINE Vec<T> fold_down(Vec<T> v) {
+  if constexpr (segment > 1) return fold_down<T, segment / 2>(fold<T, segment>(v, v));
+  return v;
+}
+
+// The sums of four vectors, each by the same tree: halves are added until one lane is left.
+template <class T>
+INLINE void sum4(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d, T* out) {
+  constexpr int n = lanes<T>;
+  const Vec<T> ab = fold<T, n>(a, b), cd = fold<T, n>(c, d);
+  if constexpr (n == 2) {
+    memcpy(out, &ab, 2 * sizeof(T));
+    memcpy(out + 2, &cd, 2 * sizeof(T));
+  } else {
+    const Vec<T> all = fold_down<T, n / 4>(fold<T, n / 2>(ab, cd));
+    memcpy(out, &all, 4 * sizeof(T));
+  }
+}
+
+template <class T>
+INLINE T sum(Vec<T> v) {
+  T out[4];
+  sum4<T>(v, v, v, v, out);
+  return out[0];
+}
+
+template <class T>
+INLINE T largest(Vec<T> v) {
+  T best = v[0];
+  for (int i = 1; i < lanes<T>; ++i) best = v[i] > best ? v[i] : best;
+  return best;
+}
+
+// A count known at run time, 1 to `most`, as one known to the compiler: f(Count<count>{}).
+template <int n>
+struct Count {
+  static constexpr int value = n;
+};
+template <int most, class F>
+INLINE void choose(int64_t count, const F& f) {
+  if constexpr (most == 1) {
+    f(Count<1>{});
+  } else if (count == most) {
+    f(Count<most>{});
+  } else {
+    choose<most - 1>(count, f);
+  }
+}
+
+template <class T>
+INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
+  return a > b ? a : b;
+}
+}  // namespace RNNSEARCH_ISA
+}  // namespace rnnsearch

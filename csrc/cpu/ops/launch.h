@@ -1,0 +1,55 @@
+// Launchers: the kernels of one storage type over threads. The pieces never decide a result, only who computes it.
+#pragma once
+
+#include <algorithm>
+
+#include "tensors.h"
+
+namespace rnnsearch {
+
+// f(begin, end) over [0, count), split so that a thread gets at least some ten microseconds of work.
+template <class F>
+void parallel(int64_t count, int64_t operations_each, const F& f) {
+  constexpr int64_t worthwhile = 1 << 18;
+  torch::stable::parallel_for(0, count, std::max<int64_t>(1, worthwhile / std::max<int64_t>(1, operations_each)), f);
+}
+
+inline int64_t blocks(int64_t count, int64_t block) { return (count + block - 1) / block; }
+
+// Rows made ready for products with one weight after another.
+template <class S>
+class PackedRows {
+ public:
+  using T = Accumulate<S>;
+
+  PackedRows(const Rows& rows, int64_t count, int64_t inputs)
+      : kernels_(kernels<S>()), count_(count), inputs_(inputs), packed_(kernels_.packed_bytes(count, inputs)) {
+    const int64_t block = kernels_.row_block;
+    parallel(blocks(count, block), block * inputs, [&](int64_t begin, int64_t end) {
+      kernels_.pack(rows, inputs, begin * block, std::min(end * block, count), count, packed_.data());
+    });
+  }
+
+  // y (count, outputs) = rows weightᵀ + bias.
+  void product(const Matrix<S>& weight, const S* bias, int64_t outputs, T* y, int64_t y_stride) const {
+    constexpr int64_t strip = 64;
+    const int64_t block = kernels_.row_block, strips = blocks(outputs, strip);
+    const int64_t rows = std::min(count_, block);
+    parallel(blocks(count_, block) * strips, strip * inputs_ * (rows + 4), [&](int64_t begin, int64_t end) {
+      // Neighbouring strips of the same rows are one walk through the weights.
+      while (begin < end) {
+        const int64_t row = begin / strips * block, first = begin % strips;
+        const int64_t last = std::min(strips, first + end - begin);
+        kernels_.linear({packed_.data(), inputs_, weight, bias, y + row * y_stride + first * strip, y_stride, row,
+                         std::min(row + block, count_), first * strip, std::min(last * strip, outputs)});
+        begin += last - first;
+      }
+    });
+  }
+
+ private:
+  const KernelTable<S>& kernels_;
+  int64_t count_, inputs_;
+  Scratch<unsigned char> packed_;
+};
+}  // namespace rnnsearch
