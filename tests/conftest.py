@@ -1,0 +1,59 @@
+"""Settings of the whole suite, and which backends a test runs over.
+
+pytest --poison     every uninitialised tensor is filled with NaN, and nondeterministic ops are errors
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import rnnsearch_kernels as rk
+from rnnsearch_kernels.selftest import devices, runs_on
+
+POISON = "RNNSEARCH_TEST_POISON"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--poison",
+        action="store_true",
+        default=os.environ.get(POISON) == "1",
+        help=f"fill uninitialised memory with NaN and forbid nondeterministic ops (or {POISON}=1)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)
+    if config.getoption("--poison"):
+        os.environ[POISON] = "1"
+
+
+@pytest.fixture(autouse=True)
+def settings(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One thread, a fixed seed, and under ``--poison`` NaN in every ``empty``."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    if not request.config.getoption("--poison"):
+        yield
+        return
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def implementations(
+    *ops: str, gradients: bool = False, dtype: torch.dtype = torch.float32
+) -> list[tuple[str, str, str]]:
+    """(op, backend, device) for every backend of this machine that can run it: what tests are parametrised by."""
+    return [
+        (op, backend.name, device)
+        for op in ops
+        for device in devices()
+        for backend in rk.backends()
+        if runs_on(backend, device) and backend.why_not(op, device, dtype, gradients) is None
+    ]
