@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .backends import AUTO, choose
 from .checks import check_lengths, padding_mask
-from .ops import PLANS
+from .ops import PLANS, cast_for_autocast
 
 
 def _call(name: str, backend: str, args: Sequence[Any]) -> Any:
@@ -19,8 +19,10 @@ def _call(name: str, backend: str, args: Sequence[Any]) -> Any:
     if not isinstance(storage, Tensor):
         plan.check(args)
     device, dtype = storage.device.type, storage.dtype
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
+    if torch.is_autocast_enabled(device):
+        # Here and not in the dispatcher's rule alone: under autocast arguments arrive in several dtypes.
+        args = cast_for_autocast(plan.op, args, device)
+        dtype = args[plan.storage].dtype
     differentiable = torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
     overload, guarded = choose(name, backend, device, dtype, differentiable)
     if not guarded:

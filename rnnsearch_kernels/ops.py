@@ -17,7 +17,7 @@ from torch.library import Library
 from .autograd import BACKWARD, formula
 from .checks import Plan, Sizes, split_size
 from .reference.linear import accumulate_dtype
-from .schema import ACCUMULATE, INDEX, OPS, STORAGE, Arg, Op
+from .schema import ACCUMULATE, INDEX, OPS, STORAGE, Arg, Flag, Op
 
 NAMESPACE = "rnnsearch"
 AUTOCAST_DEVICES = ("cpu", "cuda")
@@ -84,18 +84,24 @@ def _dtype(op: Op, role: str, args: Sequence[Any], storage: torch.dtype) -> torc
     return torch.int64 if role == INDEX else args[op.position(role)].dtype
 
 
+def cast_for_autocast(op: Op, args: Sequence[Any], device: str) -> list[Any]:
+    """Under autocast the storage tensors are cast, all but float64; what is accumulated stays as it is."""
+    dtype = torch.get_autocast_dtype(device)
+
+    def castable(arg: Arg | Flag, value: Any) -> bool:
+        if not isinstance(arg, Arg) or arg.role != STORAGE or not isinstance(value, Tensor):
+            return False
+        return value.is_floating_point() and value.dtype != torch.float64
+
+    return [value.to(dtype) if castable(arg, value) else value for arg, value in zip(op.args, args, strict=True)]
+
+
 def _register_autocast(op: Op, overload: str, device: str) -> None:
-    """Under autocast the storage tensors are cast; what is accumulated stays as it is."""
     name = "Autocast" + torch._C._dispatch_key_for_device(device)
     key = getattr(torch._C.DispatchKey, name)
-    storage = [isinstance(arg, Arg) and arg.role == STORAGE for arg in op.args]
 
     def with_autocast(_: Any, *args: Any) -> Any:
-        dtype = torch.get_autocast_dtype(device)
-        cast = [
-            arg.to(dtype) if is_storage and arg is not None and arg.dtype != torch.float64 else arg
-            for arg, is_storage in zip(args, storage, strict=True)
-        ]
+        cast = cast_for_autocast(op, args, device)
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
             return overload_of(op.name, overload)(*cast)
 
