@@ -118,17 +118,22 @@ def pick(
 
 def choose(op: str, requested: str, device: str, dtype: torch.dtype, differentiable: bool) -> tuple[Any, bool]:
     """The overload to call, and whether it guards itself against wrong arguments."""
+    if torch.compiler.is_compiling():
+        # A compiler would guard on what the table holds, and compile again when an eager call has added to it.
+        return _choose(op, requested, device, dtype, differentiable)
     key = (op, requested, device, dtype, differentiable)
     chosen = _chosen.get(key)
     if chosen is None:
-        backend, reasons = pick(op, device, dtype, differentiable, requested)
-        if backend is None:
-            why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-            raise RuntimeError(f"no backend can run {op} ({why})")
-        chosen = overload_of(op, backend.name), backend.guarded
-        if not torch.compiler.is_compiling():
-            _chosen[key] = chosen
+        chosen = _chosen[key] = _choose(op, requested, device, dtype, differentiable)
     return chosen
+
+
+def _choose(op: str, requested: str, device: str, dtype: torch.dtype, differentiable: bool) -> tuple[Any, bool]:
+    backend, reasons = pick(op, device, dtype, differentiable, requested)
+    if backend is None:
+        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise RuntimeError(f"no backend can run {op} ({why})")
+    return overload_of(op, backend.name), backend.guarded
 
 
 def _named(name: str) -> Backend:
