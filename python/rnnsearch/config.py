@@ -1,0 +1,95 @@
+"""The sizes and options of a model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+# The sizes that have a name. "rnnsearch-50" is RNNsearch-50 of Bahdanau et al. 2014, section 4.2 and appendix A,
+# with the paper's reset-before GRU; "small" and "tiny" have torch's reset-after GRU.
+PRESETS: dict[str, dict[str, Any]] = {
+    "rnnsearch-50": {
+        "embedding_size": 620,
+        "encoder_size": 1000,
+        "hidden_size": 1000,
+        "attention_size": 1000,
+        "readout_size": 500,
+        "reset_after": False,
+    },
+    "small": {
+        "embedding_size": 512,
+        "encoder_size": 512,
+        "hidden_size": 512,
+        "attention_size": 512,
+        "readout_size": 512,
+        "reset_after": True,
+    },
+    "tiny": {
+        "embedding_size": 256,
+        "encoder_size": 256,
+        "hidden_size": 256,
+        "attention_size": 256,
+        "readout_size": 256,
+        "reset_after": True,
+    },
+}
+
+
+@dataclass(frozen=True)
+class RNNSearchConfig:
+    """What an :class:`RNNSearch` is made of.
+
+    Args:
+        source_vocabulary_size, target_vocabulary_size: number of tokens, the special ones among them.
+        embedding_size: E, of both sides.
+        encoder_size: of each direction; the memory has M = 2 * encoder_size features.
+        hidden_size: H, of the decoder.
+        attention_size: A.
+        readout_size: L, after the maxout.
+        reset_after: the GRU's convention: True as ``nn.GRUCell``, False as the paper.
+        dropout: in training, on embeddings, memory and readout.
+        pad_id, bos_id, eos_id, unk_id: the special tokens, the same in both vocabularies.
+    """
+
+    source_vocabulary_size: int
+    target_vocabulary_size: int
+    embedding_size: int = 620
+    encoder_size: int = 1000
+    hidden_size: int = 1000
+    attention_size: int = 1000
+    readout_size: int = 500
+    reset_after: bool = False
+    dropout: float = 0.0
+    pad_id: int = 0
+    bos_id: int = 1
+    eos_id: int = 2
+    unk_id: int = 3
+
+    def __post_init__(self) -> None:
+        specials = {name: getattr(self, name) for name in ("pad_id", "bos_id", "eos_id", "unk_id")}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            wanted = {"float": (int, float), "bool": (bool,)}.get(str(field.type), (int,))
+            if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+                raise TypeError(f"`{field.name}` must be {field.type}; got {value!r}")
+            if field.name.endswith("_size") and value < 1:
+                raise ValueError(f"`{field.name}` must be at least 1; got {value}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` must be at least 0 and below 1; got {self.dropout}")
+        smallest = min(self.source_vocabulary_size, self.target_vocabulary_size)
+        if len(set(specials.values())) < 4 or not all(0 <= value < smallest for value in specials.values()):
+            raise ValueError(f"the special tokens must be four different ids in 0..{smallest - 1}; got {specials}")
+
+    @classmethod
+    def from_preset(cls, preset: str, **changes: Any) -> RNNSearchConfig:
+        """The named sizes, with vocabulary sizes and whatever else differs given by keyword."""
+        if preset not in PRESETS:
+            raise ValueError(f"`preset` must be one of {list(PRESETS)}; got {preset!r}")
+        return cls(**{**PRESETS[preset], **changes})
+
+    @property
+    def memory_size(self) -> int:
+        return 2 * self.encoder_size
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

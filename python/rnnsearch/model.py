@@ -1,0 +1,273 @@
+"""RNNSearch: Bahdanau, Cho, Bengio 2014, arXiv:1409.0473, appendix A."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rnnsearch import checkpoint
+from rnnsearch.beam_search import BeamSearchOutput, TopK, beam_search
+from rnnsearch.config import RNNSearchConfig
+from rnnsearch.data import pad
+from rnnsearch.vocabulary import Vocabulary
+from rnnsearch_kernels import FusedBahdanauDecoder, PreparedMemory, gru_scan, linear, vocabulary_topk
+
+
+@dataclass(frozen=True)
+class Translation:
+    """One hypothesis, its end of sentence left out of ``tokens`` but scored in the last of ``token_scores``."""
+
+    tokens: list[str]
+    score: float
+    token_scores: list[float]
+    attn_weights: Tensor  # (len(token_scores), source length with its end of sentence)
+
+
+class RNNSearch(nn.Module):
+    """A bidirectional GRU encoder, a GRU decoder with additive attention, and a maxout readout.
+
+        h_j  = [forward GRU ; backward GRU](E_x x)_j                      the memory (B, S, M)
+        s_0  = tanh(W_s h←_1)
+        t̃_i  = U_o s_{i-1} + V_o E_y y_{i-1} + C_o c_i                    (2L)
+        t_i  = max of adjacent pairs of t̃_i                               (L)
+        p(y_i) ∝ exp(W_o t_i)
+
+    with c_i and s_i of :class:`rnnsearch_kernels.FusedBahdanauDecoder`.
+
+    Args:
+        config: sizes and options.
+        source_vocabulary, target_vocabulary: needed by :meth:`translate` and :meth:`save_pretrained` only.
+        backend: that of the ops, ``"auto"`` or a backend's name.
+    """
+
+    def __init__(
+        self,
+        config: RNNSearchConfig,
+        source_vocabulary: Vocabulary | None = None,
+        target_vocabulary: Vocabulary | None = None,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        for side, vocabulary, size in (
+            ("source", source_vocabulary, config.source_vocabulary_size),
+            ("target", target_vocabulary, config.target_vocabulary_size),
+        ):
+            if vocabulary is not None and len(vocabulary) != size:
+                raise ValueError(f"the {side} vocabulary must have {size} tokens; got {len(vocabulary)}")
+        self.config, self.backend = config, backend
+        self.source_vocabulary, self.target_vocabulary = source_vocabulary, target_vocabulary
+        embedding, encoder, hidden = config.embedding_size, config.encoder_size, config.hidden_size
+        self.source_embedding = nn.Embedding(config.source_vocabulary_size, embedding, padding_idx=config.pad_id)
+        self.target_embedding = nn.Embedding(config.target_vocabulary_size, embedding, padding_idx=config.pad_id)
+        self.forward_cell = nn.GRUCell(embedding, encoder)
+        self.backward_cell = nn.GRUCell(embedding, encoder)
+        self.initial_state = nn.Linear(encoder, hidden)
+        self.decoder = FusedBahdanauDecoder(
+            embedding,
+            hidden,
+            config.memory_size,
+            config.attention_size,
+            reset_after=config.reset_after,
+            backend=backend,
+        )
+        self.readout = nn.Linear(hidden + embedding + config.memory_size, 2 * config.readout_size)
+        self.output = nn.Linear(config.readout_size, config.target_vocabulary_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, scheme: str = "paper") -> None:
+        """Draw the weights anew. Recurrent matrices are orthogonal and biases 0 in both schemes.
+
+        ``"paper"``, appendix B.1: W_a and U_a N(0, 0.001²), v_a 0, the rest N(0, 0.01²).
+        ``"xavier"``, for a quicker start with Adam: the rest uniform by fan-in and fan-out (Glorot and Bengio
+        2010), embeddings N(0, 0.3²).
+        """
+        if scheme not in ("paper", "xavier"):
+            raise ValueError(f"`scheme` must be 'paper' or 'xavier'; got {scheme!r}")
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 1:
+                parameter.zero_()
+            elif name.endswith("weight_hh"):
+                for gate in parameter.chunk(3):
+                    nn.init.orthogonal_(gate)
+            elif scheme == "xavier" and "embedding" in name:
+                parameter.normal_(0.0, 0.3)
+            elif scheme == "xavier":
+                nn.init.xavier_uniform_(parameter)
+            elif name == "decoder.score.weight":
+                parameter.zero_()
+            elif name in ("decoder.query_proj.weight", "decoder.key_proj.weight"):
+                parameter.normal_(0.0, 0.001)
+            else:
+                parameter.normal_(0.0, 0.01)
+        for embedding in (self.source_embedding, self.target_embedding):
+            embedding.weight[self.config.pad_id].zero_()
+
+    def forward(self, source: Tensor, source_lengths: Tensor | None, target: Tensor) -> Tensor:
+        """Teacher-forced logits.
+
+        Args:
+            source: (B, S) int64, padded. source_lengths: (B,) int64; None where nothing is padded.
+            target: (B, T) int64, what the decoder reads: beginning of sentence first, no end of sentence.
+
+        Returns:
+            Logits (B, T, V) of the token that follows each position; those after a padded one mean nothing.
+        """
+        memory, state = self._memory(source, source_lengths)
+        embedded = self.dropout(self.target_embedding(target))
+        decoded = self.decoder(embedded, memory, state, memory_lengths=source_lengths)
+        old_states = torch.cat([state.unsqueeze(1).to(decoded.output.dtype), decoded.output[:, :-1]], dim=1)
+        return self._linear(self.output, self.dropout(self._readout(old_states, embedded, decoded.context)))
+
+    def encode(self, source: Tensor, source_lengths: Tensor | None = None) -> tuple[PreparedMemory, Tensor]:
+        """The prepared memory and the decoder's first state (B, H) of sources (B, S), padded or not."""
+        memory, state = self._memory(source, source_lengths)
+        return self.decoder.prepare_memory(memory, memory_lengths=source_lengths), state
+
+    def step(
+        self, tokens: Tensor, state: Tensor, memory: PreparedMemory, memory_index: Tensor
+    ) -> tuple[TopK, Tensor, Tensor | None]:
+        """One step of N hypotheses, for :func:`beam_search`; the (N, V) logits never leave the last op."""
+        embedded = self.target_embedding(tokens)
+        decoded = self.decoder.step(embedded, state, memory, memory_index=memory_index)
+
+        def topk(k: int, banned_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+            return vocabulary_topk(
+                self._readout(state, embedded, decoded.context),
+                self.output.weight,
+                self.output.bias,
+                k=min(k, self.config.target_vocabulary_size),
+                banned_ids=banned_ids,
+                backend=self.backend,
+            )
+
+        return topk, decoded.state, decoded.attn_weights
+
+    @torch.inference_mode()
+    def generate(self, source: Tensor, source_lengths: Tensor | None = None, **options: Any) -> BeamSearchOutput:
+        """Beam search from padded sources (B, S); ``options`` are those of :func:`beam_search`.
+
+        Padding and beginning of sentence are banned besides ``ban_ids``.
+        """
+        config = self.config
+        ban_ids = (config.pad_id, config.bos_id, *options.pop("ban_ids", ()))
+        memory, state = self.encode(source, source_lengths)
+        return beam_search(
+            self.step, state, memory, bos_id=config.bos_id, eos_id=config.eos_id, ban_ids=ban_ids, **options
+        )
+
+    def translate(
+        self, sources: Sequence[Sequence[str]], *, batch_size: int = 64, **options: Any
+    ) -> list[list[Translation]]:
+        """The n best translations of each source, a sequence of tokens; ``options`` are those of
+        :func:`beam_search`. The unknown token is banned, unless ``ban_ids`` says otherwise.
+
+        Sources of like length share a batch; the results come in the order of the sources.
+        """
+        if self.source_vocabulary is None or self.target_vocabulary is None:
+            raise ValueError("translate needs both vocabularies: give them to RNNSearch or use from_pretrained")
+        options.setdefault("ban_ids", (self.config.unk_id,))
+        device = self.output.weight.device
+        encoded = [self.source_vocabulary.encode(source) for source in sources]
+        order = sorted(range(len(sources)), key=lambda place: len(encoded[place]))
+        results: list[list[Translation]] = [[] for _ in sources]
+        training = self.training
+        self.eval()
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            source, lengths = pad([encoded[place] for place in places], self.config.pad_id)
+            found = self.generate(source.to(device), lengths.to(device), **{**options, "return_attn": True})
+            for row, place in enumerate(places):
+                results[place] = _translations(found, row, len(encoded[place]), self.target_vocabulary)
+        self.train(training)
+        return results
+
+    def save_pretrained(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write weights (as ``dtype``, or as they are), configuration and vocabularies; see :mod:`checkpoint`."""
+        if self.source_vocabulary is None or self.target_vocabulary is None:
+            raise ValueError("save_pretrained needs both vocabularies: give them to RNNSearch")
+        checkpoint.save(
+            directory,
+            weights=self.state_dict(),
+            config=self.config.to_dict(),
+            vocabularies={"source": self.source_vocabulary.tokens, "target": self.target_vocabulary.tokens},
+            dtype=dtype,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, directory: str | Path, *, dtype: torch.dtype = torch.float32, backend: str = "auto"
+    ) -> RNNSearch:
+        """The model that :meth:`save_pretrained` wrote, in ``dtype`` and in evaluation mode.
+
+        Raises:
+            CheckpointError: a file is missing, is not what it should be, or holds weights that are not finite or
+                do not fit the configuration.
+        """
+        saved = checkpoint.load(directory)
+        with checkpoint.explained(directory):
+            vocabularies = [Vocabulary(saved.vocabularies[side]) for side in ("source", "target")]
+            model = cls(RNNSearchConfig(**saved.config), *vocabularies, backend=backend)
+        checkpoint.check_weights(directory, saved.weights, model.state_dict())
+        model.load_state_dict(saved.weights)
+        return model.to(dtype).eval()
+
+    def _memory(self, source: Tensor, source_lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The annotations (B, S, M) and s_0 (B, H)."""
+        embedded = self.dropout(self.source_embedding(source))
+        forward_states = self._encode(self.forward_cell, embedded, source_lengths, reverse=False)
+        backward_states = self._encode(self.backward_cell, embedded, source_lengths, reverse=True)
+        state = torch.tanh(self._linear(self.initial_state, backward_states[:, 0]))
+        memory = torch.cat([forward_states, backward_states], dim=2).to(embedded.dtype)
+        return self.dropout(memory), state
+
+    def _encode(self, cell: nn.GRUCell, embedded: Tensor, lengths: Tensor | None, *, reverse: bool) -> Tensor:
+        carried = torch.float64 if cell.weight_hh.dtype == torch.float64 else torch.float32
+        return gru_scan(
+            self._product(embedded, cell.weight_ih, cell.bias_ih),
+            torch.zeros(embedded.shape[0], cell.hidden_size, dtype=carried, device=embedded.device),
+            cell.weight_hh,
+            cell.bias_hh,
+            lengths=lengths,
+            reverse=reverse,
+            reset_after=self.config.reset_after,
+            backend=self.backend,
+        )
+
+    def _readout(self, old_state: Tensor, embedded: Tensor, context: Tensor) -> Tensor:
+        """t_i, the maxout of what was known before the state moved on."""
+        joined = torch.cat([old_state, embedded, context], dim=-1)
+        wide = self._linear(self.readout, joined)
+        return torch.maximum(wide[..., 0::2], wide[..., 1::2])
+
+    def _linear(self, module: nn.Linear, input: Tensor) -> Tensor:
+        return self._product(input, module.weight, module.bias)
+
+    def _product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Where rows must not depend on their batch, the op; where gradients are wanted, the library's product."""
+        if torch.is_grad_enabled():
+            return nn.functional.linear(input.to(weight.dtype), weight, bias)
+        return linear(input, weight, bias, backend=self.backend)
+
+
+def _translations(found: BeamSearchOutput, row: int, source_length: int, vocabulary: Vocabulary) -> list[Translation]:
+    assert found.attn_weights is not None
+    translations = []
+    for rank, length in enumerate(found.lengths[row].tolist()):
+        if length:
+            translations.append(
+                Translation(
+                    tokens=vocabulary.decode(found.tokens[row, rank, :length].tolist()),
+                    score=float(found.scores[row, rank]),
+                    token_scores=found.token_scores[row, rank, :length].tolist(),
+                    attn_weights=found.attn_weights[row, rank, :length, :source_length].clone(),
+                )
+            )
+    return translations

