@@ -24,7 +24,16 @@ from setuptools import find_packages, setup
 OLDEST_TORCH = (2, 10)
 REQUIREMENT = "torch>={}.{}".format(*OLDEST_TORCH)
 # Contracting a * b + c into one rounding is wanted. -ffast-math is not: it loses NaN.
-FLAGS = ["-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-g0", "-Wall", "-Wextra", "-Wno-psabi"]
+FLAGS = [
+    "-O3",
+    "-ffp-contract=fast",
+    "-fvisibility=hidden",
+    "-g0",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unused-parameter",
+    "-Wno-psabi",
+]
 # GCC's own AVX-512 headers start from an undefined register, and its vector types carry attributes.
 FLAGS += ["-Wno-maybe-uninitialized", "-Wno-ignored-attributes"]
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*OLDEST_TORCH)

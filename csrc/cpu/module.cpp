@@ -12,7 +12,7 @@ namespace py = pybind11;
 namespace {
 
 std::vector<std::string> ops() {
-  return {"linear"};
+  return {"linear", "additive_attention", "additive_attention_backward", "decoder_step", "gru_scan", "vocabulary_topk"};
 }
 
 py::dict build_info() {
@@ -24,7 +24,8 @@ py::dict build_info() {
 #endif
   info["flags"] = RNNSEARCH_FLAGS;
   info["isas"] = rnnsearch::compiled_isas();
-  info["torch_target"] = py::str("{}.{}").format((TORCH_TARGET_VERSION >> 56) & 0xff, (TORCH_TARGET_VERSION >> 48) & 0xff);
+  info["torch_target"] =
+      py::str("{}.{}").format((TORCH_TARGET_VERSION >> 56) & 0xff, (TORCH_TARGET_VERSION >> 48) & 0xff);
   return info;
 }
 }  // namespace

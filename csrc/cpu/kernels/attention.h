@@ -78,9 +78,8 @@ void scores(const ScoreArgs<S>& args) {
       const int64_t take = (args.row_count - r + tiles - 1) / tiles;
       const int64_t* row = args.rows + r;
       T out[kScoreRows], most = 0;
-      choose<kScoreRows>(take, [&](auto count) {
-        most = shared_scores<S, decltype(count)::value>(args, row, key, out);
-      });
+      choose<kScoreRows>(take,
+                         [&](auto count) { most = shared_scores<S, decltype(count)::value>(args, row, key, out); });
       for (int64_t i = 0; i < take; ++i) {
         const bool small = most <= static_cast<T>(kSmall) && args.query_is_small[row[i]];
         args.scores[row[i] * args.score_stride + p] = small ? out[i] : exact_score(args, row[i], key);

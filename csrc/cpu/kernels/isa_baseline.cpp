@@ -5,5 +5,6 @@
 #include "table.h"
 
 namespace rnnsearch {
-constexpr Isa kBaseline = {"baseline", baseline::table<float>(), baseline::table<double>(), baseline::table<BFloat16>()};
+constexpr Isa kBaseline = {"baseline", baseline::table<float>(), baseline::table<double>(),
+                           baseline::table<BFloat16>()};
 }

@@ -7,6 +7,7 @@
 #include "table.h"
 
 namespace rnnsearch {
-constexpr Isa kX86V3 = {"x86-64-v3", x86_64_v3::table<float>(), x86_64_v3::table<double>(), x86_64_v3::table<BFloat16>()};
+constexpr Isa kX86V3 = {"x86-64-v3", x86_64_v3::table<float>(), x86_64_v3::table<double>(),
+                        x86_64_v3::table<BFloat16>()};
 }
 #endif

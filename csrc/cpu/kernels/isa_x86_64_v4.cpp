@@ -7,6 +7,7 @@
 #include "table.h"
 
 namespace rnnsearch {
-constexpr Isa kX86V4 = {"x86-64-v4", x86_64_v4::table<float>(), x86_64_v4::table<double>(), x86_64_v4::table<BFloat16>()};
+constexpr Isa kX86V4 = {"x86-64-v4", x86_64_v4::table<float>(), x86_64_v4::table<double>(),
+                        x86_64_v4::table<BFloat16>()};
 }
 #endif

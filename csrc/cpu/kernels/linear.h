@@ -54,8 +54,8 @@ INLINE void dot_tile(const Accumulate<S>* x, int64_t x_stride, const S* weight, 
 }
 
 template <class S, int outputs>
-void dot_rows(int64_t rows, const Accumulate<S>* x, int64_t x_stride, const S* weight, int64_t weight_stride,
-              int64_t I, const S* next, Accumulate<S>* y, int64_t y_stride, const Accumulate<S>* bias) {
+void dot_rows(int64_t rows, const Accumulate<S>* x, int64_t x_stride, const S* weight, int64_t weight_stride, int64_t I,
+              const S* next, Accumulate<S>* y, int64_t y_stride, const Accumulate<S>* bias) {
   for (int64_t r = 0; r < rows;) {
     // As even as whole rows allow: 8 are 4 + 4, not 6 + 2.
     const int64_t tiles = (rows - r + kRowTile - 1) / kRowTile;

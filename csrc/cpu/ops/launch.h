@@ -40,12 +40,21 @@ class PackedRows {
       while (begin < end) {
         const int64_t row = begin / strips * block, first = begin % strips;
         const int64_t last = std::min(strips, first + end - begin);
-        kernels_.linear({packed_.data(), inputs_, weight, bias, y + row * y_stride + first * strip, y_stride, row,
-                         std::min(row + block, count_), first * strip, std::min(last * strip, outputs)});
+        product_part(weight, bias, row, std::min(row + block, count_), first * strip, std::min(last * strip, outputs),
+                     y + row * y_stride + first * strip, y_stride);
         begin += last - first;
       }
     });
   }
+
+  // The same for rows [row_begin, row_end) and outputs [begin, end), on this thread; y[0] is the first of both.
+  void product_part(const Matrix<S>& weight, const S* bias, int64_t row_begin, int64_t row_end, int64_t begin,
+                    int64_t end, T* y, int64_t y_stride) const {
+    kernels_.linear({packed_.data(), inputs_, weight, bias, y, y_stride, row_begin, row_end, begin, end});
+  }
+
+  int64_t block() const { return kernels_.row_block; }
+  int64_t inputs() const { return inputs_; }
 
  private:
   const KernelTable<S>& kernels_;
