@@ -1,6 +1,6 @@
 """Fused additive-attention decoding for PyTorch: attention, softmax, context and GRU step as one op."""
 
-from .backends import Backend, backends, register_backend
+from .backends import Backend, backends, decompositions, register_backend
 from .functional import additive_attention, decoder_scan, decoder_step, gru_scan, linear, vocabulary_topk
 from .modules import DecoderOutput, FusedBahdanauDecoder, PreparedMemory
 
@@ -15,6 +15,7 @@ __all__ = [
     "backends",
     "decoder_scan",
     "decoder_step",
+    "decompositions",
     "gru_scan",
     "linear",
     "register_backend",

@@ -136,6 +136,18 @@ def _choose(op: str, requested: str, device: str, dtype: torch.dtype, differenti
     return overload_of(op, backend.name), backend.guarded
 
 
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """Every op of every backend in plain PyTorch, for exporters that know ATen alone.
+
+        exported = torch.export.export(decoder, inputs)
+        exported = exported.run_decompositions(rnnsearch_kernels.decompositions())
+
+    What comes out holds no op of this package, and can go on to ONNX. A scan is unrolled: its T is then fixed; B
+    and S may stay dynamic.
+    """
+    return {overload_of(op, backend.name): getattr(reference, op) for backend in backends() for op in backend.ops}
+
+
 def _named(name: str) -> Backend:
     if name not in _backends:
         raise ValueError(f"`backend` must be one of {[AUTO, *_backends]}; got {name!r}")

@@ -1,0 +1,129 @@
+"""torch.export with dynamic sizes, through a file; to plain ATen; to ONNX."""
+
+from __future__ import annotations
+
+import pytest
+import tolerances
+import torch
+from torch import nn
+from torch.export import Dim
+
+import rnnsearch_kernels as rk
+
+B, S, T = Dim("B", min=1), Dim("S", min=1), Dim("T", min=1)
+
+
+def decoder(**options) -> rk.FusedBahdanauDecoder:
+    return rk.FusedBahdanauDecoder(6, 5, 7, 4, query_bias=True, **options).eval()
+
+
+class Scan(nn.Module):
+    """The decoder with its optional arguments given, as an exporter wants them: by position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = decoder(score_bias=True)
+
+    def forward(self, input, memory, memory_lengths, input_lengths):
+        return tuple(
+            self.decoder(input, memory, memory_lengths=memory_lengths, input_lengths=input_lengths, need_weights=True)
+        )
+
+
+class Step(nn.Module):
+    """One step of a beam, its memory prepared in the graph."""
+
+    def __init__(self, backend: str = "auto") -> None:
+        super().__init__()
+        self.decoder = decoder(backend=backend)
+
+    def forward(self, input, state, memory, key_padding_mask, memory_index):
+        prepared = self.decoder.prepare_memory(memory, key_padding_mask=key_padding_mask)
+        return tuple(self.decoder.step(input, state, prepared, memory_index=memory_index))
+
+
+def scan_inputs(batch: int, source: int, target: int) -> tuple[torch.Tensor, ...]:
+    lengths = torch.randint(0, source + 1, (batch,)), torch.randint(0, target + 1, (batch,))
+    return torch.randn(batch, target, 6), torch.randn(batch, source, 7), *lengths
+
+
+def step_inputs(batch: int, source: int, rows: int) -> tuple[torch.Tensor, ...]:
+    mask = torch.rand(batch, source) < 0.3
+    return (
+        torch.randn(rows, 6),
+        torch.randn(rows, 5),
+        torch.randn(batch, source, 7),
+        mask,
+        torch.randint(0, batch, (rows,)),
+    )
+
+
+def through_file(exported: torch.export.ExportedProgram, path) -> nn.Module:
+    torch.export.save(exported, path)
+    return torch.export.load(path).module()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_the_scan_exports_with_dynamic_sizes_through_a_file(tmp_path, strict):
+    module = Scan()
+    shapes = ({0: B, 1: T}, {0: B, 1: S}, {0: B}, {0: B})
+    exported = torch.export.export(module, scan_inputs(4, 6, 3), dynamic_shapes=shapes, strict=strict)
+    loaded = through_file(exported, tmp_path / "scan.pt2")
+    for sizes in ((4, 6, 3), (2, 11, 5), (1, 1, 1)):
+        inputs = scan_inputs(*sizes)
+        for one, other in zip(loaded(*inputs), module(*inputs), strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_the_step_exports_with_dynamic_sizes_through_a_file(tmp_path):
+    module, rows = Step(), Dim("N", min=1)
+    shapes = ({0: rows}, {0: rows}, {0: B, 1: S}, {0: B, 1: S}, {0: rows})
+    with torch.no_grad():
+        exported = torch.export.export(module, step_inputs(3, 6, 5), dynamic_shapes=shapes)
+        loaded = through_file(exported, tmp_path / "step.pt2")
+        for sizes in ((3, 6, 5), (1, 2, 8), (2, 9, 2)):
+            inputs = step_inputs(*sizes)
+            for one, other in zip(loaded(*inputs), module(*inputs), strict=True):
+                torch.testing.assert_close(one, other)
+
+
+def operators(exported: torch.export.ExportedProgram) -> set[str]:
+    return {node.target.namespace for node in exported.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
+
+
+def test_step_and_scan_decompose_to_plain_aten():
+    cases = [(Step(), step_inputs(3, 6, 5)), (Scan(), scan_inputs(4, 6, 3))]
+    with torch.no_grad():
+        for module, inputs in cases:
+            exported = torch.export.export(module, inputs)
+            assert "rnnsearch" in operators(exported)
+            plain = exported.run_decompositions(rk.decompositions())
+            assert operators(plain) == {"aten"}
+            for one, other in zip(plain.module()(*inputs), module(*inputs), strict=True):
+                torch.testing.assert_close(one, other)
+
+
+def test_decompositions_name_every_op_of_every_backend():
+    table = rk.decompositions()
+    assert {str(overload) for overload in table} == {
+        f"rnnsearch.{op}.{backend.name}" for backend in rk.backends() for op in backend.ops
+    }
+
+
+def test_the_step_runs_in_onnxruntime(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (the `test` extra has it)")
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package, reason=f"{package} is not installed (the `test` extra has it)")
+    module, rows = Step(), Dim("N", min=1)
+    shapes = ({0: rows}, {0: rows}, {0: B, 1: S}, {0: B, 1: S}, {0: rows})
+    with torch.no_grad():
+        exported = torch.export.export(module, step_inputs(3, 6, 5), dynamic_shapes=shapes)
+        exported = exported.run_decompositions(rk.decompositions())
+        torch.onnx.export(exported, f=str(tmp_path / "step.onnx"), dynamo=True, verbose=False)
+        session = onnxruntime.InferenceSession(tmp_path / "step.onnx", providers=["CPUExecutionProvider"])
+        for sizes in ((3, 6, 5), (2, 9, 4)):
+            inputs = step_inputs(*sizes)
+            names = [input.name for input in session.get_inputs()]
+            found = session.run(None, {n: value.numpy() for n, value in zip(names, inputs, strict=True)})
+            for one, other in zip(found, module(*inputs), strict=True):
+                torch.testing.assert_close(torch.from_numpy(one), other, **tolerances.OTHER_RUNTIME)
