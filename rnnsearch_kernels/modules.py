@@ -212,7 +212,9 @@ class FusedBahdanauDecoder(nn.Module):
         self._check_memory(memory)
         mask = padding_mask(key_padding_mask, memory_lengths, memory)
         memory = _zero_padding(memory, mask)
-        with_gates = not torch.is_grad_enabled() and 2 * memory.shape[1] <= self.memory_size
+        # An exported graph serves every S, so it cannot choose by S.
+        may_choose = not torch.is_grad_enabled() and not torch.compiler.is_exporting()
+        with_gates = may_choose and 2 * memory.shape[1] <= self.memory_size
         storage = self.key_proj.weight.dtype
         keys = linear(memory, self.key_proj.weight, self.key_proj.bias, backend=self.backend).to(storage)
         memory_gates = None
