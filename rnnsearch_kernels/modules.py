@@ -130,6 +130,11 @@ class FusedBahdanauDecoder(nn.Module):
         for name, module in (("query", query), ("key", key), ("score", score)):
             if not isinstance(module, nn.Linear):
                 raise TypeError(f"`{name}` must be an nn.Linear; got {type(module).__name__}")
+            if not module.state_dict().keys() <= {"weight", "bias"}:
+                raise TypeError(
+                    f"`{name}` must be an nn.Linear with a weight of its own, not one computed from other parameters; "
+                    f"got {type(module).__name__} with {list(module.state_dict())}"
+                )
         if input_order not in ("input_context", "context_input"):
             raise ValueError(f"`input_order` must be 'input_context' or 'context_input'; got {input_order!r}")
         hidden, attention, memory = cell.hidden_size, query.out_features, key.in_features
