@@ -95,6 +95,26 @@ class Plan:
         return sizes
 
 
+    def check_values(self, args: Sequence[Any]) -> None:
+        """The indices of arguments that passed :meth:`check`, where the CPU holds them; ValueError if out of range."""
+        for position, arg, _ in self.tensors:
+            if arg.name in _HIGHEST and args[position] is not None:
+                letter, below = _HIGHEST[arg.name]
+                highest = self._size(args, letter) - below
+                check_range(arg.name, args[position], highest, f"0..{letter}{f'-{below}' if below else ''}")
+
+    def _size(self, args: Sequence[Any], wanted: str) -> int:
+        return next(
+            args[position].shape[shape.index((1, wanted))]
+            for position, arg, shape in self.tensors
+            if (1, wanted) in shape and args[position] is not None
+        )
+
+
+# The largest value of an index: a size, less what is taken from it.
+_HIGHEST = {"memory_index": ("B", 1), "input_lengths": ("T", 0), "lengths": ("T", 0)}
+
+
 def _names(dtypes: Sequence[torch.dtype]) -> str:
     return " or ".join(dict.fromkeys(str(dtype) for dtype in dtypes))
 
@@ -116,20 +136,44 @@ def padding_mask(key_padding_mask: Tensor | None, memory_lengths: Tensor | None,
         return key_padding_mask
     if key_padding_mask is not None:
         raise ValueError("give `key_padding_mask` or `memory_lengths`, not both")
+    if memory.dim() != 3:
+        raise ValueError(f"`memory` must be (B, S, M); got {tuple(memory.shape)}")
     sentences, source = memory.shape[:2]
     check_lengths("memory_lengths", memory_lengths, sentences, source, "S")
     return torch.arange(source, device=memory_lengths.device) >= memory_lengths[:, None]
 
 
+def check_mask(key_padding_mask: Tensor | None, memory: Tensor) -> None:
+    """(B, S) bool, beside a ``memory`` (B, S, M)."""
+    if key_padding_mask is None:
+        return
+    if not isinstance(key_padding_mask, Tensor) or key_padding_mask.dtype != torch.bool:
+        raise TypeError(f"`key_padding_mask` must be torch.bool; got {_type(key_padding_mask)}")
+    if key_padding_mask.shape != memory.shape[:2]:
+        raise ValueError(
+            f"`key_padding_mask` must be (B, S) = {tuple(memory.shape[:2])}; got {tuple(key_padding_mask.shape)}"
+        )
+
+
 def check_lengths(name: str, lengths: Tensor | None, rows: int, longest: int, letter: str) -> None:
-    """(B,) int64 in 0..longest. The values are looked at on the CPU only: elsewhere that would synchronise."""
+    """(B,) int64 in 0..longest."""
     if lengths is None:
         return
     if not isinstance(lengths, Tensor) or lengths.dtype != torch.int64:
-        raise TypeError(f"`{name}` must be an int64 tensor; got {getattr(lengths, 'dtype', type(lengths).__name__)}")
+        raise TypeError(f"`{name}` must be an int64 tensor; got {_type(lengths)}")
     if lengths.dim() != 1 or lengths.shape[0] != rows:
         raise ValueError(f"`{name}` must be (B,) = ({rows},); got {tuple(lengths.shape)}")
-    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
-        smallest, largest = (int(value) for value in lengths.aminmax())
-        if smallest < 0 or largest > longest:
-            raise ValueError(f"`{name}` must lie in 0..{letter} = 0..{longest}; got {smallest}..{largest}")
+    check_range(name, lengths, longest, f"0..{letter}")
+
+
+def check_range(name: str, values: Tensor, highest: int, wanted: str) -> None:
+    """Whether ``values`` lie in 0..highest, on the CPU only: elsewhere a look at them would synchronise."""
+    if values.device.type != "cpu" or values.numel() == 0 or torch.compiler.is_compiling():
+        return
+    smallest, largest = (int(value) for value in values.aminmax())
+    if smallest < 0 or largest > highest:
+        raise ValueError(f"`{name}` must lie in {wanted} = 0..{highest}; got {smallest}..{largest}")
+
+
+def _type(value: Any) -> Any:
+    return value.dtype if isinstance(value, Tensor) else type(value).__name__

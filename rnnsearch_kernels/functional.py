@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .backends import AUTO, choose
-from .checks import check_lengths, padding_mask
-from .ops import PLANS, cast_for_autocast
+from .checks import padding_mask
+from .ops import AUTOCAST_DEVICES, PLANS, cast_for_autocast
 
 
 def _call(name: str, backend: str, args: Sequence[Any]) -> Any:
@@ -19,21 +19,22 @@ def _call(name: str, backend: str, args: Sequence[Any]) -> Any:
     if not isinstance(storage, Tensor):
         plan.check(args)
     device, dtype = storage.device.type, storage.dtype
-    if torch.is_autocast_enabled(device):
+    if device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device):
         # Here and not in the dispatcher's rule alone: under autocast arguments arrive in several dtypes.
         args = cast_for_autocast(plan.op, args, device)
         dtype = args[plan.storage].dtype
     differentiable = torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
-    overload, guarded = choose(name, backend, device, dtype, differentiable)
-    if not guarded:
-        plan.check(args)
-        return overload(*args)
     try:
+        overload, guarded = choose(name, backend, device, dtype, differentiable)
+        if not guarded:
+            plan.check(args)
+            plan.check_values(args)
         return overload(*args)
     except RuntimeError:
         # Kernels that guard themselves are called unchecked, which saves a third of a small step's overhead;
         # what was wrong is still said here, in the one place that says it.
         plan.check(args)
+        plan.check_values(args)
         raise
 
 
@@ -55,9 +56,10 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend
     Raises:
         ValueError, TypeError, RuntimeError: a shape, dtype or device is wrong, or the backend cannot run it.
     """
-    rows = input.reshape(-1, input.shape[-1]) if input.dim() != 2 else input
-    output = _call("linear", backend, (rows, weight, bias))
-    return output if input.dim() == 2 else output.reshape(*input.shape[:-1], weight.shape[0])
+    if not isinstance(input, Tensor) or input.dim() in (0, 2):
+        return _call("linear", backend, (input, weight, bias))
+    output = _call("linear", backend, (input.reshape(-1, input.shape[-1]), weight, bias))
+    return output.reshape(*input.shape[:-1], weight.shape[0])
 
 
 def additive_attention(
@@ -203,7 +205,6 @@ def decoder_scan(
         As :func:`additive_attention`.
     """
     mask = padding_mask(key_padding_mask, memory_lengths, memory)
-    check_lengths("input_lengths", input_lengths, input_gates.shape[0], input_gates.shape[1], "T")
     states, contexts, attn_weights, _ = _call(
         "decoder_scan",
         backend,
@@ -260,7 +261,6 @@ def gru_scan(
         ValueError, TypeError, RuntimeError: a shape, dtype or device is wrong, a length is out of range, or the
             backend cannot run it.
     """
-    check_lengths("lengths", lengths, input_gates.shape[0], input_gates.shape[1], "T")
     args = (input_gates, state, hidden_weight, hidden_bias, lengths, reverse, reset_after)
     return _call("gru_scan", backend, args)[0]
 
@@ -282,8 +282,8 @@ def vocabulary_topk(
         readout: (N, L), storage or accumulate dtype.
         weight: (V, L), storage dtype. bias: (V,).
         k: how many, 1..V.
-        banned_ids: (N, R) int64, tokens that a row must not choose, -1 for none. They keep their share of the
-            probability.
+        banned_ids: (N, R) int64, tokens that a row must not choose; what is no token, as -1, bans nothing. They
+            keep their share of the probability.
         backend: ``"auto"`` or a backend's name.
 
     Returns:

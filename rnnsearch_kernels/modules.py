@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .backends import AUTO
-from .checks import check_lengths, padding_mask
+from .checks import check_lengths, check_mask, padding_mask
 from .functional import decoder_scan, decoder_step, linear
 from .reference.linear import accumulate_dtype
 
@@ -215,6 +215,7 @@ class FusedBahdanauDecoder(nn.Module):
             key_padding_mask: (B, S) bool, True = ignore. memory_lengths: (B,) int64, the alternative.
         """
         self._check_memory(memory)
+        check_mask(key_padding_mask, memory)
         mask = padding_mask(key_padding_mask, memory_lengths, memory)
         memory = _zero_padding(memory, mask)
         # An exported graph serves every S, so it cannot choose by S.
@@ -297,6 +298,7 @@ class FusedBahdanauDecoder(nn.Module):
         if input.dim() != 3 or input.shape[2] != self.input_size:
             raise ValueError(f"`input` must be (B, T, E) = (B, T, {self.input_size}); got {tuple(input.shape)}")
         self._check_memory(memory)
+        check_mask(key_padding_mask, memory)
         mask = padding_mask(key_padding_mask, memory_lengths, memory)
         check_lengths("input_lengths", input_lengths, input.shape[0], input.shape[1], "T")
         memory = _zero_padding(memory, mask)

@@ -23,13 +23,7 @@ def sentence_of_row(values: Tensor | None, memory_index: Tensor | None) -> Tenso
     """The sentence's values for every row that attends to it."""
     if values is None or memory_index is None:
         return values
-    try:
-        return values.index_select(0, memory_index)
-    except IndexError:  # looked at only now: a look at the values beforehand could not be exported
-        smallest, largest = (int(value) for value in memory_index.aminmax())
-        raise ValueError(
-            f"`memory_index` must lie in 0..B-1 = 0..{values.shape[0] - 1}; got {smallest}..{largest}"
-        ) from None
+    return values.index_select(0, memory_index)
 
 
 def masked_softmax(scores: Tensor, key_padding_mask: Tensor | None) -> Tensor:
