@@ -197,7 +197,10 @@ def test_topk_gives_the_lowest_id_of_equals_and_follows_the_bans(op, backend, de
     assert ids.tolist() == [[5, 40, 66, 0], [5, 66, 0, 1], [40, 66, 0, 1]]
     # what is banned keeps its share of the probability
     assert log_probs[0, 0] == log_probs[1, 0] == log_probs[2, 0]
-    _, ids = topk(readout, weight, None, None, 70)
+    # what is no token bans nothing
+    _, ids = topk(
+        readout, weight, None, torch.full((3, 2), 70, device=device) * torch.tensor([1, -1], device=device), 70
+    )
     assert ids[0].tolist() == [5, 40, 66] + [token for token in range(70) if token not in (5, 40, 66)]
 
 

@@ -19,9 +19,10 @@ def vocabulary_topk(
     log_probs = torch.log_softmax(linear(readout, weight, bias), -1)
     if banned_ids is not None:
         rows, vocabulary = log_probs.shape
-        # One column more than there are tokens takes the -1 of a row with fewer bans.
+        # One column more than there are tokens takes what is no token: the -1 of a row with fewer bans.
         banned = torch.zeros(rows, vocabulary + 1, dtype=torch.bool, device=log_probs.device)
-        banned.scatter_(1, torch.where(banned_ids < 0, vocabulary, banned_ids), True)
+        is_token = (banned_ids >= 0) & (banned_ids < vocabulary)
+        banned.scatter_(1, torch.where(is_token, banned_ids, vocabulary), True)
         # A row that holds a NaN stays NaN as a whole.
         log_probs = torch.where(banned[:, :vocabulary] & ~log_probs.isnan(), -torch.inf, log_probs)
     # A stable sort, because topk does not say which of equals comes first.
