@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rnnsearch.hypotheses import BeamSearchOutput, Closed, History
+from rnnsearch.candidates import TopK, banned_ids, row_candidates
+from rnnsearch.hypotheses import BeamSearchOutput, Cut, Ends, History
 from rnnsearch.penalties import Scoring
 
 __all__ = ["BeamSearchOutput", "beam_search"]
@@ -26,7 +27,6 @@ __all__ = ["BeamSearchOutput", "beam_search"]
 # A maximum length that follows the source never falls under this: a very short source may have a long target.
 SHORTEST_MAX_LENGTH = 16
 
-TopK = Callable[[int, "Tensor | None"], tuple[Tensor, Tensor]]
 Step = Callable[[Tensor, Any, Any, Tensor], tuple["Tensor | TopK", Any, "Tensor | None"]]
 
 
@@ -37,6 +37,7 @@ class _Live(NamedTuple):
     scores: Tensor  # (active, width) summed log-probabilities, float32, best first
     sentences: Tensor  # (active,) which sentence
     memory_index: Tensor  # (N,) the same for each row
+    first_rows: Tensor  # (active, 1) where each sentence's rows begin
     emitted: Tensor | None  # (N, steps so far) where n-grams are watched
     coverage: Tensor | None  # (N, S) attention summed so far, where it is penalised
     best_finished: Tensor  # (active, n_best) penalised scores, best first
@@ -126,6 +127,7 @@ def beam_search(
         scores=torch.zeros(count, 1, device=device),
         sentences=sentences,
         memory_index=sentences,
+        first_rows=sentences.unsqueeze(1),
         emitted=torch.empty(count, 0, dtype=torch.int64, device=device) if no_repeat_ngram_size else None,
         coverage=None,
         best_finished=torch.full((count, n_best), -math.inf, device=device),
@@ -139,17 +141,17 @@ def beam_search(
         log_probs, state, attn_weights = step(live.tokens, state, memory, live.memory_index)
         if attn_weights is None and (return_attn or coverage_penalty):
             raise ValueError("`step` returned no attn_weights, which `return_attn` and `coverage_penalty` need")
-        banned_ids = _banned_ids(
+        banned = banned_ids(
             bans if length < min_length else bans[:-1], live.emitted, no_repeat_ngram_size, live.tokens.shape[0]
         )
-        best = _continue(live, log_probs, banned_ids, beam_size=beam_size, eos_id=eos_id)
+        best = _continue(live, log_probs, banned, beam_size=beam_size, eos_id=eos_id)
 
         coverage = row_padding = None
         if coverage_penalty and attn_weights is not None:
             coverage = attn_weights if live.coverage is None else live.coverage + attn_weights
             row_padding = None if padding is None else padding.index_select(0, live.memory_index)
         end_scores = scoring(best.end_scores, length, coverage, row_padding)
-        history.close(Closed(live.sentences, end_scores, best.end_token_scores, None, None, length, True))
+        history.finish(Ends(live.sentences, end_scores, best.end_token_scores))
         best_finished = torch.cat([live.best_finished, end_scores], dim=1).topk(n_best).values
 
         # The n best are settled when no live hypothesis can still come before the n-th (Scoring.ceilings).
@@ -159,9 +161,7 @@ def beam_search(
             rows = best.parents.view(-1)
             cut_scores = scoring(best.scores, length, _select(coverage, rows), _select(row_padding, rows))
             cut_scores = cut_scores.masked_fill((leaving | ~at_limit).unsqueeze(1), -math.inf)
-            history.close(
-                Closed(live.sentences, cut_scores, best.token_scores, best.parents, best.tokens, length, False)
-            )
+            history.cut(Cut(live.sentences, cut_scores, best.token_scores, best.parents, best.tokens, length))
             leaving = leaving | at_limit
         live, parents, token_scores = _advance(live, best, best_finished, leaving, coverage)
         history.advance(parents, live.tokens, token_scores, attn_weights if return_attn else None)
@@ -170,12 +170,12 @@ def beam_search(
 
 
 def _continue(
-    live: _Live, log_probs: Tensor | TopK, banned_ids: Tensor | None, *, beam_size: int, eos_id: int
+    live: _Live, log_probs: Tensor | TopK, banned: Tensor | None, *, beam_size: int, eos_id: int
 ) -> _Continuations:
     active, width = live.scores.shape
     # beam_size + 1 candidates of a row are enough: one may be its end, and an end that ranks among the
     # sentence's best beam_size continuations has fewer than beam_size of its own row before it.
-    row_log_probs, token_ids = _row_candidates(log_probs, beam_size + 1, banned_ids, active * width)
+    row_log_probs, token_ids = row_candidates(log_probs, beam_size + 1, banned, active * width)
     columns = token_ids.shape[1]
     is_end = token_ids == eos_id
     candidates = (row_log_probs + live.scores.view(-1, 1)).masked_fill(is_end, -math.inf)
@@ -184,10 +184,9 @@ def _continue(
     # Where fewer than beam_size continuations exist, the last of `scores` is the -inf of an end's own column.
     end_scores = end_token_scores + live.scores
     end_scores = end_scores.masked_fill(end_scores < scores[:, -1:], -math.inf)
-    first_rows = torch.arange(0, active * width, width, device=scores.device).unsqueeze(1)
     return _Continuations(
         scores=scores,
-        parents=chosen.div(columns, rounding_mode="floor") + first_rows,
+        parents=chosen.div(columns, rounding_mode="floor") + live.first_rows,
         tokens=token_ids.view(active, -1).gather(1, chosen),
         token_scores=row_log_probs.view(active, -1).gather(1, chosen),
         end_token_scores=end_token_scores,
@@ -200,7 +199,8 @@ def _advance(
 ) -> tuple[_Live, Tensor, Tensor]:
     """The continuations become the live hypotheses, without the sentences that leave; parents, token scores."""
     scores, parents, tokens, token_scores = best.scores, best.parents, best.tokens, best.token_scores
-    sentences, memory_index, ceilings, limits = live.sentences, live.memory_index, live.ceilings, live.limits
+    sentences, memory_index, first_rows = live.sentences, live.memory_index, live.first_rows
+    ceilings, limits = live.ceilings, live.limits
     changed = scores.shape != live.scores.shape
     if leaving.any():  # the one place in a step where the host waits for the device
         staying = (~leaving).nonzero().squeeze(1)
@@ -209,51 +209,26 @@ def _advance(
         limits = [limits[place] for place in staying.tolist()]
         changed = True
     if changed:
-        memory_index = sentences.repeat_interleave(scores.shape[1])
+        active, width = scores.shape
+        memory_index = sentences.repeat_interleave(width)
+        first_rows = torch.arange(0, active * width, width, device=scores.device).unsqueeze(1)
     parents, tokens = parents.reshape(-1), tokens.reshape(-1)
     emitted = live.emitted
     if emitted is not None:
         emitted = torch.cat([emitted.index_select(0, parents), tokens.unsqueeze(1)], dim=1)
     advanced = _Live(
-        tokens, scores, sentences, memory_index, emitted, _select(coverage, parents), best_finished, ceilings, limits
+        tokens=tokens,
+        scores=scores,
+        sentences=sentences,
+        memory_index=memory_index,
+        first_rows=first_rows,
+        emitted=emitted,
+        coverage=_select(coverage, parents),
+        best_finished=best_finished,
+        ceilings=ceilings,
+        limits=limits,
     )
     return advanced, parents, token_scores.reshape(-1)
-
-
-def _row_candidates(log_probs: Tensor | TopK, k: int, banned_ids: Tensor | None, rows: int) -> tuple[Tensor, Tensor]:
-    """The best ``k`` tokens of each row in float32, best first, bans left out; fewer where V is smaller."""
-    if not isinstance(log_probs, Tensor):
-        best, token_ids = log_probs(k, banned_ids)
-        if best.dim() != 2 or best.shape[0] != rows or best.shape != token_ids.shape:
-            raise ValueError(
-                f"`topk` of `step` must return log_probs and token_ids (N, k) = ({rows}, {k}); "
-                f"got {tuple(best.shape)} and {tuple(token_ids.shape)}"
-            )
-        return best.float(), token_ids
-    if log_probs.dim() != 2 or log_probs.shape[0] != rows:
-        raise ValueError(f"`log_probs` of `step` must be (N, V) = ({rows}, V); got {tuple(log_probs.shape)}")
-    log_probs = log_probs.float()
-    vocabulary_size = log_probs.shape[1]
-    if banned_ids is not None:
-        # Column V takes the -1 of rows that have fewer bans.
-        banned = torch.zeros(rows, vocabulary_size + 1, dtype=torch.bool, device=log_probs.device)
-        banned.scatter_(1, banned_ids.masked_fill(banned_ids < 0, vocabulary_size), True)
-        log_probs = log_probs.masked_fill(banned[:, :-1], -math.inf)
-    values, token_ids = log_probs.topk(min(k, vocabulary_size))
-    return values, token_ids
-
-
-def _banned_ids(constant: Tensor, emitted: Tensor | None, ngram_size: int, rows: int) -> Tensor | None:
-    """(N, R): the constant bans, and the tokens that would complete an n-gram the row already has; -1 is none."""
-    parts = [constant.expand(rows, -1)] if constant.numel() else []
-    if emitted is not None and emitted.shape[1] >= ngram_size:
-        followers = emitted[:, ngram_size - 1 :]
-        if ngram_size > 1:
-            prefixes = emitted[:, :-1].unfold(1, ngram_size - 1, 1)
-            repeats = (prefixes == emitted[:, 1 - ngram_size :].unsqueeze(1)).all(dim=2)
-            followers = torch.where(repeats, followers, -1)
-        parts.append(followers)
-    return torch.cat(parts, dim=1) if parts else None
 
 
 def _check_options(

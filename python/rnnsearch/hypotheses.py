@@ -33,50 +33,51 @@ class _Step(NamedTuple):
     attn_weights: Tensor | None  # (N, S) of this step's rows
 
 
-class Closed(NamedTuple):
-    """Hypotheses closed at one step: `width` for each active sentence; a score of -inf is no hypothesis."""
+class Ends(NamedTuple):
+    """The ends of sentence that the rows of one step offer: `width` rows for each active sentence."""
 
     sentences: Tensor  # (active,)
-    scores: Tensor  # (active, width) under the penalties
+    scores: Tensor  # (active, width) under the penalties; -inf is no hypothesis
+    token_scores: Tensor  # (active, width) of the end
+
+
+class Cut(NamedTuple):
+    """Continuations that reached the greatest length at one step."""
+
+    sentences: Tensor  # (active,)
+    scores: Tensor  # (active, width) under the penalties; -inf is no hypothesis
     token_scores: Tensor  # (active, width) of their last token
-    rows: Tensor | None  # (active, width) the row of the step that they end at; None: their own, in order
-    tokens: Tensor | None  # (active, width) their last token; None: the end of sentence
+    rows: Tensor  # (active, width) the row of the step that they continue
+    tokens: Tensor  # (active, width) their last token
     length: int
-    finished: bool
-
-    def flat(self, eos_id: int) -> tuple[Tensor, _Chosen]:
-        """The sentence of each hypothesis, and what it is."""
-        count, device = self.scores.numel(), self.scores.device
-        chosen = _Chosen(
-            scores=self.scores.reshape(-1),
-            rows=torch.arange(count, device=device) if self.rows is None else self.rows.reshape(-1),
-            tokens=torch.full((count,), eos_id, device=device) if self.tokens is None else self.tokens.reshape(-1),
-            token_scores=self.token_scores.reshape(-1),
-            lengths=torch.full((count,), self.length, device=device),
-            finished=torch.full((count,), self.finished, device=device),
-        )
-        return self.sentences.repeat_interleave(self.scores.shape[1]), chosen
 
 
-class _Chosen(NamedTuple):
-    """Hypotheses, (R,) each; the fields of ``Closed``, one value a hypothesis."""
+class _Closed(NamedTuple):
+    """Hypotheses that grow no more, (R,) each."""
 
     scores: Tensor
-    rows: Tensor
-    tokens: Tensor
+    sentences: Tensor
+    rows: Tensor  # the row of step `lengths` that they end at
+    tokens: Tensor  # their last token
     token_scores: Tensor
     lengths: Tensor
     finished: Tensor
 
 
 class History:
+    """Filled step by step with references alone; everything is worked out in :meth:`output`."""
+
     def __init__(self, *, eos_id: int, n_best: int, sentence_count: int, device: torch.device) -> None:
         self.eos_id, self.n_best, self.sentence_count, self.device = eos_id, n_best, sentence_count, device
         self._steps: list[_Step] = []
-        self._closed: list[Closed] = []
+        self._ends: list[Ends] = []
+        self._cuts: list[Cut] = []
 
-    def close(self, closed: Closed) -> None:
-        self._closed.append(closed)
+    def finish(self, ends: Ends) -> None:
+        self._ends.append(ends)
+
+    def cut(self, cut: Cut) -> None:
+        self._cuts.append(cut)
 
     def advance(self, parents: Tensor, tokens: Tensor, token_scores: Tensor, attn_weights: Tensor | None) -> None:
         self._steps.append(_Step(parents, tokens, token_scores, attn_weights))
@@ -85,8 +86,6 @@ class History:
         best, place = self._best()
         shape = (self.sentence_count, self.n_best)
         lengths = _fill(shape, place, best.lengths, 0)
-        scores = _fill(shape, place, best.scores, -math.inf)
-        finished = _fill(shape, place, best.finished, False)
         tokens, token_scores, attn_weights = self._trace(
             lengths=lengths.view(-1),
             rows=_fill(shape, place, best.rows, 0).view(-1),
@@ -95,71 +94,99 @@ class History:
         )
         return BeamSearchOutput(
             tokens=tokens.view(*shape, -1),
-            scores=scores,
+            scores=_fill(shape, place, best.scores, -math.inf),
             lengths=lengths,
             token_scores=token_scores.view(*shape, -1),
-            finished=finished,
+            finished=_fill(shape, place, best.finished, False),
             attn_weights=None if attn_weights is None else attn_weights.view(*shape, *attn_weights.shape[1:]),
         )
 
-    def _best(self) -> tuple[_Chosen, Tensor]:
+    def _best(self) -> tuple[_Closed, Tensor]:
         """The n best closed hypotheses of every sentence, and where each stands in (B * n_best)."""
-        flat = [closed.flat(self.eos_id) for closed in self._closed]
-        sentences = torch.cat([entry for entry, _ in flat])
-        everything = _Chosen(*(torch.cat(column) for column in zip(*(entry for _, entry in flat), strict=True)))
-        scores = everything.scores
-        if scores.isnan().any():
-            sentence = int(sentences[scores.isnan()][0])
+        groups = [self._finished(), *(self._unfinished(cut) for cut in self._cuts)]
+        closed = _Closed(*(torch.cat(column) for column in zip(*groups, strict=True)))
+        if closed.scores.isnan().any():
+            sentence = int(closed.sentences[closed.scores.isnan()][0])
             raise ValueError(f"`step` returned a NaN log-probability for sentence {sentence}")
         # By sentence, then finished before cut, then best score, then first found: stable sorts, least first.
-        order = (scores != -math.inf).nonzero().squeeze(1)
-        order = order[scores[order].argsort(descending=True, stable=True)]
-        order = order[everything.finished[order].logical_not().to(torch.int8).argsort(stable=True)]
-        order = order[sentences[order].argsort(stable=True)]
-        counts = torch.bincount(sentences[order], minlength=self.sentence_count)
-        starts = counts.cumsum(0) - counts
-        rank = torch.arange(order.numel(), device=self.device) - starts[sentences[order]]
-        order, rank = order[rank < self.n_best], rank[rank < self.n_best]
-        place = sentences[order] * self.n_best + rank
-        return _Chosen(*(column[order] for column in everything)), place
+        order = closed.scores.argsort(descending=True, stable=True)
+        order = order[closed.finished[order].logical_not().to(torch.int8).argsort(stable=True)]
+        order = order[closed.sentences[order].argsort(stable=True)]
+        sentences = closed.sentences[order]
+        counts = torch.bincount(sentences, minlength=self.sentence_count)
+        rank = torch.arange(order.numel(), device=self.device) - (counts.cumsum(0) - counts)[sentences]
+        kept = rank < self.n_best
+        return _Closed(*(column[order[kept]] for column in closed)), sentences[kept] * self.n_best + rank[kept]
+
+    def _finished(self) -> _Closed:
+        """Every end of every step, without a Python step for each."""
+        scores = torch.cat([ends.scores.view(-1) for ends in self._ends])
+        kept = (scores != -math.inf).nonzero().squeeze(1)
+        counts, widths, actives = (
+            torch.tensor(values, device=self.device)
+            for values in zip(
+                *((e.scores.numel(), e.scores.shape[1], e.scores.shape[0]) for e in self._ends), strict=True
+            )
+        )
+        step = torch.bucketize(kept, counts.cumsum(0), right=True)
+        rows = kept - (counts.cumsum(0) - counts)[step]
+        places = (actives.cumsum(0) - actives)[step] + rows // widths[step]
+        return _Closed(
+            scores=scores[kept],
+            sentences=torch.cat([ends.sentences for ends in self._ends])[places],
+            rows=rows,
+            tokens=torch.full_like(rows, self.eos_id),
+            token_scores=torch.cat([ends.token_scores.view(-1) for ends in self._ends])[kept],
+            lengths=step + 1,
+            finished=torch.ones_like(rows, dtype=torch.bool),
+        )
+
+    def _unfinished(self, cut: Cut) -> _Closed:
+        kept = cut.scores != -math.inf
+        rows = cut.rows[kept]
+        return _Closed(
+            scores=cut.scores[kept],
+            sentences=cut.sentences.unsqueeze(1).expand_as(kept)[kept],
+            rows=rows,
+            tokens=cut.tokens[kept],
+            token_scores=cut.token_scores[kept],
+            lengths=torch.full_like(rows, cut.length),
+            finished=torch.zeros_like(rows, dtype=torch.bool),
+        )
 
     def _trace(
         self, *, lengths: Tensor, rows: Tensor, last_tokens: Tensor, last_scores: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Follow the back-pointers of R hypotheses from their last step to their first."""
-        count = int(lengths.max()) if lengths.numel() else 0
-        tokens, token_scores, attn_weights = [], [], []
-        row = torch.zeros_like(rows)  # where a hypothesis is not yet entered: row 0 of any step, masked below
-        for length in range(count, 0, -1):
-            entry = self._steps[length - 1]
-            last = lengths == length
-            if entry.parents.numel():
-                token, score = entry.tokens[row], entry.token_scores[row]
-                row = torch.where(last, rows, entry.parents[row])
-                tokens.append(torch.where(last, last_tokens, token))
-                token_scores.append(torch.where(last, last_scores, score))
-            else:  # the last step of the search: everything ends here
-                row = torch.where(last, rows, row)
-                tokens.append(last_tokens)
-                token_scores.append(last_scores)
-            if entry.attn_weights is not None:
-                attn_weights.append(entry.attn_weights[row])
-        past = torch.arange(count, device=self.device) >= lengths.unsqueeze(1)
-        all_tokens = _stack(tokens, lengths).masked_fill(past, self.eos_id)
-        all_scores = _stack(token_scores, last_scores).masked_fill(past, 0.0)
+        count = int(lengths.max())
+        steps = self._steps[:count]
+        if not count:
+            empty = last_scores.new_empty(len(rows), 0)
+            return empty.long(), empty, None
+        last = lengths == torch.arange(1, count + 1, device=self.device).unsqueeze(1)  # (T, R)
+        # Where a hypothesis is not yet entered it follows row 0 of any step; that is masked below.
+        row = torch.zeros_like(rows)
+        following, attn_weights = [], []
+        for step, entered in zip(reversed(steps), reversed(last), strict=True):
+            following.append(row)  # its row of the next step, which `tokens` and `parents` are indexed by
+            row = torch.where(entered, rows, step.parents[row] if step.parents.numel() else row)
+            if step.attn_weights is not None:
+                attn_weights.append(step.attn_weights.index_select(0, row))
+        sizes = torch.tensor([len(step.tokens) for step in steps], device=self.device)
+        index = torch.stack(following[::-1]) + (sizes.cumsum(0) - sizes).unsqueeze(1)
+        # One more place, since the last step of a search has no next row for the index to point at.
+        all_tokens = torch.cat([*(step.tokens for step in steps), last_tokens[:1]])
+        all_scores = torch.cat([*(step.token_scores for step in steps), last_scores[:1]])
+        past = (torch.arange(count, device=self.device) >= lengths.unsqueeze(1)).view(len(rows), count)
+        tokens = torch.where(last, last_tokens, all_tokens[index]).t().masked_fill(past, self.eos_id)
+        token_scores = torch.where(last, last_scores, all_scores[index]).t().masked_fill(past, 0.0)
         if not attn_weights:
-            return all_tokens, all_scores, None
-        return all_tokens, all_scores, _stack(attn_weights, lengths).masked_fill(past.unsqueeze(-1), 0.0)
+            return tokens, token_scores, None
+        aligned = torch.stack(attn_weights[::-1], dim=1).masked_fill(past.unsqueeze(-1), 0.0)
+        return tokens, token_scores, aligned
 
 
 def _fill(shape: tuple[int, int], place: Tensor, values: Tensor, otherwise: float) -> Tensor:
     filled = torch.full((shape[0] * shape[1],), otherwise, dtype=values.dtype, device=values.device)
     filled[place] = values
     return filled.view(shape)
-
-
-def _stack(reversed_steps: list[Tensor], like: Tensor) -> Tensor:
-    """(R, T, ...) from the steps, last first; T = 0 where there are none."""
-    if not reversed_steps:
-        return like.new_empty(like.shape[0], 0)
-    return torch.stack(reversed_steps[::-1], dim=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from rnnsearch import checkpoint
-from rnnsearch.beam_search import BeamSearchOutput, TopK, beam_search
+from rnnsearch.beam_search import BeamSearchOutput, beam_search
+from rnnsearch.candidates import TopK
 from rnnsearch.config import RNNSearchConfig
 from rnnsearch.data import pad
-from rnnsearch.vocabulary import Vocabulary
+from rnnsearch.vocabulary import UNK, Vocabulary
 from rnnsearch_kernels import FusedBahdanauDecoder, PreparedMemory, gru_scan, linear, vocabulary_topk
 
 
@@ -164,16 +165,19 @@ class RNNSearch(nn.Module):
         )
 
     def translate(
-        self, sources: Sequence[Sequence[str]], *, batch_size: int = 64, **options: Any
+        self, sources: Sequence[Sequence[str]], *, batch_size: int = 64, replace_unknown: bool = False, **options: Any
     ) -> list[list[Translation]]:
-        """The n best translations of each source, a sequence of tokens; ``options`` are those of
-        :func:`beam_search`. The unknown token is banned, unless ``ban_ids`` says otherwise.
+        """The n best translations of each source, a sequence of tokens, in the order of the sources.
 
-        Sources of like length share a batch; the results come in the order of the sources.
+        Args:
+            batch_size: sources of like length are decoded so many at a time.
+            replace_unknown: False bans the unknown token, unless ``ban_ids`` is given. True lets it come and puts
+                the source token that it attended to most in its place.
+            options: those of :func:`beam_search`.
         """
         if self.source_vocabulary is None or self.target_vocabulary is None:
             raise ValueError("translate needs both vocabularies: give them to RNNSearch or use from_pretrained")
-        options.setdefault("ban_ids", (self.config.unk_id,))
+        options.setdefault("ban_ids", () if replace_unknown else (self.config.unk_id,))
         device = self.output.weight.device
         encoded = [self.source_vocabulary.encode(source) for source in sources]
         order = sorted(range(len(sources)), key=lambda place: len(encoded[place]))
@@ -186,6 +190,8 @@ class RNNSearch(nn.Module):
             found = self.generate(source.to(device), lengths.to(device), **{**options, "return_attn": True})
             for row, place in enumerate(places):
                 results[place] = _translations(found, row, len(encoded[place]), self.target_vocabulary)
+                if replace_unknown:
+                    results[place] = [_without_unknown(entry, sources[place]) for entry in results[place]]
         self.train(training)
         return results
 
@@ -271,3 +277,12 @@ def _translations(found: BeamSearchOutput, row: int, source_length: int, vocabul
                 )
             )
     return translations
+
+
+def _without_unknown(translation: Translation, source: Sequence[str]) -> Translation:
+    attended = translation.attn_weights[:, : len(source)].argmax(dim=1).tolist() if source else []
+    tokens = [
+        source[position] if token == UNK else token
+        for token, position in zip(translation.tokens, attended, strict=False)
+    ]
+    return replace(translation, tokens=tokens)

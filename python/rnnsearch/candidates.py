@@ -1,0 +1,48 @@
+"""The tokens that may continue each row of a beam."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# topk(k, banned_ids) -> (log_probs (N, k), token_ids (N, k)): see beam_search.
+TopK = Callable[[int, "Tensor | None"], tuple[Tensor, Tensor]]
+
+
+def row_candidates(log_probs: Tensor | TopK, k: int, banned: Tensor | None, rows: int) -> tuple[Tensor, Tensor]:
+    """The best ``k`` tokens of each row in float32, best first, bans left out; fewer where V is smaller."""
+    if not isinstance(log_probs, Tensor):
+        best, token_ids = log_probs(k, banned)
+        if best.dim() != 2 or best.shape[0] != rows or best.shape != token_ids.shape:
+            raise ValueError(
+                f"`topk` of `step` must return log_probs and token_ids (N, k) = ({rows}, {k}); "
+                f"got {tuple(best.shape)} and {tuple(token_ids.shape)}"
+            )
+        return best.float(), token_ids
+    if log_probs.dim() != 2 or log_probs.shape[0] != rows:
+        raise ValueError(f"`log_probs` of `step` must be (N, V) = ({rows}, V); got {tuple(log_probs.shape)}")
+    log_probs = log_probs.float()
+    vocabulary_size = log_probs.shape[1]
+    if banned is not None:
+        # Column V takes the -1 of rows that have fewer bans.
+        mask = torch.zeros(rows, vocabulary_size + 1, dtype=torch.bool, device=log_probs.device)
+        mask.scatter_(1, banned.masked_fill(banned < 0, vocabulary_size), True)
+        log_probs = log_probs.masked_fill(mask[:, :-1], -math.inf)
+    values, token_ids = log_probs.topk(min(k, vocabulary_size))
+    return values, token_ids
+
+
+def banned_ids(constant: Tensor, emitted: Tensor | None, ngram_size: int, rows: int) -> Tensor | None:
+    """(N, R): the constant bans, and the tokens that would complete an n-gram the row already has; -1 is none."""
+    parts = [constant.expand(rows, -1)] if constant.numel() else []
+    if emitted is not None and emitted.shape[1] >= ngram_size:
+        followers = emitted[:, ngram_size - 1 :]
+        if ngram_size > 1:
+            prefixes = emitted[:, :-1].unfold(1, ngram_size - 1, 1)
+            repeats = (prefixes == emitted[:, 1 - ngram_size :].unsqueeze(1)).all(dim=2)
+            followers = torch.where(repeats, followers, -1)
+        parts.append(followers)
+    return torch.cat(parts, dim=1) if parts else None

