@@ -44,6 +44,19 @@ def _not_differentiable(name: str) -> Formula:
     return setup, backward
 
 
+def without_backward(name: str, overload: str) -> Formula:
+    """For a backend that has the op ``name`` and not its backward op: for inference."""
+
+    def setup(ctx: Any, inputs: Any, output: Any) -> None:
+        known = [arg.name for arg in BY_NAME[name].args]
+        _inference_only(name, inputs, *(argument for argument in ("memory_index", "memory_gates") if argument in known))
+
+    def backward(ctx: Any, *grads: Any) -> None:
+        raise RuntimeError(f"rnnsearch::{name}.{overload} has no derivative: its backend has no {BACKWARD[name]}")
+
+    return setup, backward
+
+
 def _inference_only(name: str, inputs: Any, *arguments: str) -> None:
     for argument in arguments:
         if inputs[BY_NAME[name].position(argument)] is not None:

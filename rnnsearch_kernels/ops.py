@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-from .autograd import BACKWARD, formula
+from .autograd import BACKWARD, formula, without_backward
 from .checks import Plan, Sizes, split_size
 from .reference.linear import accumulate_dtype
 from .schema import ACCUMULATE, INDEX, OPS, STORAGE, Arg, Flag, Op
@@ -43,7 +43,7 @@ def mint(overload: str, names: Sequence[str], kernels: dict[str, Callable[..., A
         backward = BACKWARD.get(op.name)
         if backward is not None and backward not in names:
             # Without its backward op a forward op is for inference in this backend; `choose` knows.
-            setup, differentiate = formula(backward, None)
+            setup, differentiate = without_backward(op.name, overload)
         else:
             setup, differentiate = formula(op.name, None if backward is None else overload_of(backward, overload))
         torch.library.register_autograd(
