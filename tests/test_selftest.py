@@ -1,0 +1,115 @@
+"""``python -m rnnsearch_kernels``: the report, and that it finds a wrong backend out."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import rnnsearch_kernels as rk
+from rnnsearch_kernels import __main__ as report
+from rnnsearch_kernels import native, reference
+from rnnsearch_kernels.schema import BY_NAME, OPS
+from rnnsearch_kernels.selftest import check, error_ratio, example
+
+house = importlib.import_module("rnnsearch_kernels.backends")
+
+
+@pytest.fixture(autouse=True)
+def leaves_no_trace(monkeypatch):
+    monkeypatch.setattr(house, "_backends", dict(house._backends))
+    monkeypatch.setattr(house, "_chosen", {})
+
+
+def only(*kept: str) -> None:
+    house._backends = {name: backend for name, backend in house._backends.items() if name in kept}
+
+
+def _plain() -> dict:
+    return {op: getattr(reference, op) for op in ("gru_scan", "gru_scan_backward", "linear")}
+
+
+def test_the_command_says_what_is_here_and_that_all_is_well():
+    done = subprocess.run([sys.executable, "-m", "rnnsearch_kernels"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"rnnsearch_kernels {rk.__version__}" in done.stdout and f"torch {torch.__version__}" in done.stdout
+    assert "All is well" in done.stdout and "FAILED" not in done.stdout and done.stderr == ""
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    for op in OPS:
+        assert op.name.endswith("_backward") or f"\n{op.name} " in done.stdout
+    for backend in rk.backends():
+        assert backend.name in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("op", "wrong"),
+    [
+        ("linear", lambda *args: reference.linear(*args) * (1 + 1e-4)),
+        ("linear", lambda *args: reference.linear(*args).fill_(float("nan"))),
+        ("linear", lambda *args: 1 / 0),
+        ("gru_scan", lambda *args: reference.gru_scan(*args[:-1], not args[-1])),
+        ("gru_scan_backward", lambda *args: [grad * 0.999 for grad in reference.gru_scan_backward(*args)]),
+    ],
+    ids=["a digit", "nan", "an exception", "the other convention", "a gradient"],
+)
+def test_a_wrong_backend_is_named_and_the_exit_status_is_not_zero(op, wrong, capsys, request):
+    name = "wrong_in_" + request.node.callspec.id.replace(" ", "_").replace("-", "_")
+    rk.register_backend(rk.Backend(name, ("cpu",), (torch.float32,), rank=-1, kernels={**_plain(), op: wrong}))
+    only(name, "reference")
+    assert report.main() == 1
+    printed = capsys.readouterr().out
+    assert f"FAILED      {name} {op.removesuffix('_backward')} float32: " in printed
+    assert "FAILED: 1 of " in printed and "All is well" not in printed
+    assert max(map(len, printed.splitlines())) <= 100
+
+
+def test_it_says_what_was_not_built(capsys, monkeypatch):
+    monkeypatch.setattr(native, "_module", None)
+    monkeypatch.setattr(native, "_missing", "the C++ extension was not built, for a reason")
+    house._backends = {
+        "cpu": rk.Backend("cpu", ("cpu",), (torch.float32,), rank=10, missing=native.why_missing()),
+        "reference": house._backends["reference"],
+    }
+    assert report.main() == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line]
+    assert ["extension", "the C++ extension was not built, for a reason"] in lines
+    assert ["cpu", "not everywhere: the C++ extension was not built, for a reason"] in lines
+    assert ["linear", *["reference"] * 4] in [" ".join(line).split() for line in lines]
+
+
+def test_every_instruction_set_is_tested_and_the_one_in_use_is_kept(capsys):
+    extension = native.extension()
+    if extension is None:
+        pytest.skip("the C++ extension was not built")
+    before = extension.isa()
+    only("cpu")
+    assert report.main() == 0
+    printed = capsys.readouterr().out
+    assert all(f"cpu ({isa}) on cpu" in printed for isa in extension.isas())
+    assert extension.isa() == before
+
+
+def test_the_error_of_a_nan_is_infinite_and_that_of_equals_zero():
+    truth = torch.ones(3, dtype=torch.float64)
+    assert error_ratio(truth, truth, torch.float32) == 0
+    for bad in (float("nan"), float("inf")):
+        assert error_ratio(torch.full((3,), bad), truth, torch.float32) == float("inf")
+    assert error_ratio(torch.ones(3), torch.zeros(3, dtype=torch.float64), torch.float32) == float("inf")
+
+
+def test_a_check_covers_every_op_and_dtype_of_a_backend():
+    (backend,) = [backend for backend in rk.backends() if backend.name == "reference"]
+    found = {(outcome.op, outcome.dtype) for outcome in check(backend, "cpu")}
+    assert found == {(op.name, dtype) for op in OPS if not op.name.endswith("_backward") for dtype in backend.dtypes}
+
+
+def test_examples_are_the_same_every_time_and_hold_every_hard_case():
+    for op in OPS:
+        for one, other in zip(example(op).values(), example(op).values(), strict=True):
+            assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+    args = example(BY_NAME["decoder_scan"])
+    assert args["key_padding_mask"].all(1).any() and not args["key_padding_mask"][0, 0]
+    assert args["input_lengths"].min() == 0 and args["input_lengths"].max() == 5
