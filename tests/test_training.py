@@ -17,9 +17,9 @@ from rnnsearch.pronunciation import (
     edit_distance,
     evaluate,
     examples,
-    part,
     read_words,
     some,
+    split,
     split_of,
     write_words,
 )
@@ -253,8 +253,10 @@ def test_the_split_is_by_word_and_a_possessive_follows_its_word() -> None:
     assert 0.03 < splits.count("test") / len(words) < 0.07 and 0 < splits.count("dev") / len(words) < 0.025
     assert [split_of(word + "'s") for word in words] == splits
     assert [split_of(word + "'") for word in words] == splits
-    parts = [part({word: [] for word in words}, name) for name in ("train", "dev", "test")]
-    assert sum(map(len, parts)) == len(words)
+    parts = split({word: [] for word in words})
+    assert [len(parts[name]) for name in ("train", "dev", "test")] == [
+        splits.count(n) for n in ("train", "dev", "test")
+    ]
 
 
 def test_held_out_words_are_held_out() -> None:

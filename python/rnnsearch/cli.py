@@ -148,7 +148,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.words == "shipped":
         words = pronunciation.read_words(options.model / pronunciation.HELD_OUT)
     elif options.words in ("test", "dev"):
-        words = pronunciation.part(pronunciation.read_cmudict(), options.words)
+        words = pronunciation.split(pronunciation.read_cmudict())[options.words]
     else:
         words = pronunciation.read_words(Path(options.words))
     found = pronunciation.evaluate(_load(options), words, beam_size=options.beam_size)

@@ -184,15 +184,20 @@ class RNNSearch(nn.Module):
         results: list[list[Translation]] = [[] for _ in sources]
         training = self.training
         self.eval()
-        for start in range(0, len(order), batch_size):
-            places = order[start : start + batch_size]
-            source, lengths = pad([encoded[place] for place in places], self.config.pad_id)
-            found = self.generate(source.to(device), lengths.to(device), **{**options, "return_attn": True})
-            for row, place in enumerate(places):
-                results[place] = _translations(found, row, len(encoded[place]), self.target_vocabulary)
-                if replace_unknown:
-                    results[place] = [_without_unknown(entry, sources[place]) for entry in results[place]]
-        self.train(training)
+        try:
+            for start in range(0, len(order), batch_size):
+                places = order[start : start + batch_size]
+                source, lengths = pad([encoded[place] for place in places], self.config.pad_id)
+                found = self.generate(source.to(device), lengths.to(device), **{**options, "return_attn": True})
+                for row, place in enumerate(places):
+                    results[place] = _translations(found, row, len(encoded[place]), self.target_vocabulary)
+        finally:
+            self.train(training)
+        if replace_unknown:
+            return [
+                [_without_unknown(entry, source) for entry in found]
+                for found, source in zip(results, sources, strict=True)
+            ]
         return results
 
     def save_pretrained(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> None:

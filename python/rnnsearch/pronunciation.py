@@ -91,8 +91,12 @@ def split_of(word: str) -> str:
     return "test" if bucket < 5 else "dev" if bucket < 6 else "train"
 
 
-def part(words: Pronunciations, split: str) -> Pronunciations:
-    return {word: found for word, found in words.items() if split_of(word) == split}
+def split(words: Pronunciations) -> dict[str, Pronunciations]:
+    """The three parts by their names."""
+    parts: dict[str, Pronunciations] = {"train": {}, "dev": {}, "test": {}}
+    for word, found in words.items():
+        parts[split_of(word)][word] = found
+    return parts
 
 
 def examples(words: Pronunciations) -> list[tuple[list[str], list[str]]]:
@@ -114,8 +118,8 @@ def train_model(
     ``sizes`` are those of :class:`RNNSearchConfig`; ``limit`` takes so many training words only. Returns the
     finished epochs' reports and whether they are all.
     """
-    words = read_cmudict()
-    training = examples(dict(itertools.islice(part(words, "train").items(), limit)))
+    parts = split(read_cmudict())
+    training = examples(dict(itertools.islice(parts["train"].items(), limit)))
     source = Vocabulary.from_sequences(letters for letters, _ in training)
     target = Vocabulary.from_sequences(phonemes for _, phonemes in training)
     torch.manual_seed(options.seed)
@@ -125,11 +129,11 @@ def train_model(
     model = RNNSearch(config, source, target)
     model.reset_parameters("xavier")
     directory.mkdir(parents=True, exist_ok=True)
-    write_words(directory / HELD_OUT, some(part(words, "test"), SHIPPED_WORDS))
+    write_words(directory / HELD_OUT, some(parts["test"], SHIPPED_WORDS))
     reports = train(
         model,
         encode_pairs(training, source, target),
-        encode_pairs(examples(part(words, "dev")), source, target),
+        encode_pairs(examples(parts["dev"]), source, target),
         options,
         save=lambda model: model.save_pretrained(directory, dtype=torch.float16),
         on_epoch=on_epoch,

@@ -183,6 +183,7 @@ def _train_step(
 def _interruptible() -> Iterator[Callable[[], bool]]:
     """Turns the first SIGINT into a flag. Only the main thread can; elsewhere the flag stays down."""
     raised = False
+    previous = signal.getsignal(signal.SIGINT)
 
     def handler(number: int, frame: Any) -> None:
         nonlocal raised
@@ -190,7 +191,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, previous)
 
     try:
-        previous = signal.signal(signal.SIGINT, handler)
+        signal.signal(signal.SIGINT, handler)
     except ValueError:
         yield lambda: False
         return
