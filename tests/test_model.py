@@ -180,8 +180,9 @@ def test_the_backend_reaches_every_op() -> None:
 def test_generates_in_every_dtype(dtype: torch.dtype) -> None:
     model = make_model(dtype=dtype)
     source, lengths = pad(SENTENCES, 0)
-    found = model.generate(source, lengths, beam_size=3, n_best=2)
-    assert found.scores.dtype == torch.float32 and found.scores.isfinite().all()
+    found = model.generate(source, lengths, beam_size=3, n_best=2, coverage_penalty=0.1)
+    assert found.scores.dtype == found.token_scores.dtype == torch.float32
+    assert found.scores.isfinite().all()
     assert not ((found.tokens == 0) | (found.tokens == 1)).any()
 
 

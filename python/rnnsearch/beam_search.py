@@ -148,7 +148,7 @@ def beam_search(
 
         coverage = row_padding = None
         if coverage_penalty and attn_weights is not None:
-            coverage = attn_weights if live.coverage is None else live.coverage + attn_weights
+            coverage = attn_weights.float() if live.coverage is None else live.coverage + attn_weights.float()
             row_padding = None if padding is None else padding.index_select(0, live.memory_index)
         end_scores = scoring(best.end_scores, length, coverage, row_padding)
         history.finish(Ends(live.sentences, end_scores, best.end_token_scores))
