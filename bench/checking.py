@@ -1,0 +1,53 @@
+"""No number without a right result: what a contender computes is held against float64 before it is timed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from cases import Case
+
+# Rounding errors are random: a right implementation may land somewhat above plain PyTorch, not far above it.
+TIMES_EAGER = 2.0
+# Where plain PyTorch happens to be nearly exact, so many units in the last place of the largest value are allowed.
+UNITS = 8.0
+# Eager sets the measure for the others, and has this one itself: a few dozen operations' rounding errors.
+EAGER_UNITS = 32.0
+
+
+class Mismatch(AssertionError):
+    """A contender's result is wrong; nothing is timed."""
+
+
+def errors(case: Case, results: Any, truth: Any) -> list[tuple[float, float]]:
+    """For every compared result: its RMS error against float64 and the largest value there."""
+    return [
+        (float((got.double() - want).square().mean().sqrt()), float(want.abs().max()))
+        for got, want in case.pairs(results, truth)
+    ]
+
+
+def check(case: Case) -> None:
+    """Raise :class:`Mismatch` where a contender is further from float64 than its dtype explains.
+
+    The RMS error may be twice that of eager in the same dtype, or 8 eps of the largest value where that is more;
+    eager's own may be 32 eps of it.
+    """
+    for dtype in dict.fromkeys(contender.dtype for contender in case.calls):
+        truth = case.truth(dtype)
+        eager: list[tuple[float, float]] = []
+        for contender, call in case.calls.items():
+            if contender.dtype != dtype:
+                continue
+            found = errors(case, call(), truth)
+            first = not eager  # and that is eager
+            eager = eager or found
+            for place, ((error, largest), (eager_error, _)) in enumerate(zip(found, eager, strict=True)):
+                unit = torch.finfo(dtype).eps * largest
+                allowed = EAGER_UNITS * unit if first else max(TIMES_EAGER * eager_error, UNITS * unit)
+                if not error <= allowed:
+                    raise Mismatch(
+                        f"{case.workload.name} {case.op}: result {place} of {contender.backend} in "
+                        f"{str(dtype).removeprefix('torch.')} is {error:.3g} (RMS) from float64; "
+                        f"{allowed:.3g} would be explained by its dtype"
+                    )
