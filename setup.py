@@ -35,7 +35,7 @@ FLAGS = [
     "-Wno-psabi",
 ]
 # GCC's own AVX-512 headers start from an undefined register, and its vector types carry attributes.
-FLAGS += ["-Wno-maybe-uninitialized", "-Wno-ignored-attributes"]
+FLAGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-ignored-attributes"]
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*OLDEST_TORCH)
 
 
@@ -81,7 +81,6 @@ def cpu_extension() -> object:
         sorted(glob.glob("csrc/cpu/**/*.cpp", recursive=True)),
         depends=sorted(glob.glob("csrc/cpu/**/*.h", recursive=True)),
         extra_compile_args={"cxx": [*flags, f'-DRNNSEARCH_FLAGS="{" ".join(FLAGS)}"']},
-        extra_link_args=["-s"] if sys.platform.startswith("linux") else [],
     )
 
 

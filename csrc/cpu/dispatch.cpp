@@ -3,6 +3,13 @@
 #include <atomic>
 #include <stdexcept>
 
+#if defined(__x86_64__) && defined(__linux__)
+#define RNNSEARCH_HAS_AMX 1
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace rnnsearch {
 namespace {
 
@@ -10,6 +17,34 @@ struct Candidate {
   const Isa* isa;
   bool (*is_available)();
 };
+
+#if defined(__x86_64__)
+bool has_v4() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+#if RNNSEARCH_HAS_AMX
+// The processor has the matrix unit with bfloat16, and Linux lets this process use its registers.
+bool has_amx() {
+  unsigned a, b, c, d;
+  constexpr unsigned tiles = 1u << 24, bfloat16 = 1u << 22;
+  if (!has_v4() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & tiles) == 0 || (d & bfloat16) == 0) return false;
+  constexpr long request_permission = 0x1023, tile_data = 18;
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+}
+
+const Isa& with_amx() {
+  static const Isa isa = [] {
+    Isa made = kX86V4;
+    made.name = "amx-bf16";
+    made.bfloat16.products = kAmxProducts;
+    return made;
+  }();
+  return isa;
+}
+#endif
 
 // The best last.
 const std::vector<Candidate>& candidates() {
@@ -20,12 +55,10 @@ const std::vector<Candidate>& candidates() {
        [] {
          return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
        }},
-      {&kX86V4,
-       [] {
-         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                __builtin_cpu_supports("avx512vl");
-       }},
+      {&kX86V4, has_v4},
+#endif
+#if RNNSEARCH_HAS_AMX
+      {&with_amx(), has_amx},
 #endif
   };
   return all;

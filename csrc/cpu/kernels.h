@@ -157,15 +157,21 @@ struct TopKArgs {
   Accumulate<S>* sum;      // Σ e^{logit - maximum}
 };
 
+// Products of few rows with a weight.
+template <class S>
+struct ProductKernels {
+  int64_t row_block;  // rows that `linear` wants together
+  int64_t (*packed_bytes)(int64_t rows, int64_t inputs);
+  // Rows [begin, end), begin a multiple of row_block, into their place in `packed`.
+  void (*pack)(const Rows& rows, int64_t inputs, int64_t begin, int64_t end, void* packed);
+  void (*linear)(const LinearArgs<S>& args);
+};
+
 // Everything that one instruction set compiles for one storage type.
 template <class S>
 struct KernelTable {
   using T = Accumulate<S>;
-  int64_t row_block;  // rows that `linear` wants together
-  int64_t (*packed_bytes)(int64_t rows, int64_t inputs);
-  // Rows [begin, end), begin a multiple of row_block, into their place in `packed`.
-  void (*pack)(const Rows& rows, int64_t inputs, int64_t begin, int64_t end, int64_t row_count, void* packed);
-  void (*linear)(const LinearArgs<S>& args);
+  ProductKernels<S> products;
   int64_t (*padded)(int64_t features);
   // The query as `scores` wants it: padded rows, e^{2 query} and whether all |query| <= 9.
   void (*prepare_query)(const void* query, bool is_storage, int64_t A, T* padded, T* exponential, uint8_t* is_small);
@@ -191,6 +197,8 @@ struct Isa {
 
 extern const Isa kBaseline;
 #if defined(__x86_64__)
-extern const Isa kX86V3, kX86V4, kX86Amx;
+extern const Isa kX86V3, kX86V4;
+// The matrix unit's products; everything else of its instruction set is x86-64-v4's.
+extern const ProductKernels<BFloat16> kAmxProducts;
 #endif
 }  // namespace rnnsearch

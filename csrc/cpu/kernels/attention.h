@@ -37,23 +37,40 @@ void prepare_score_weight(const S* weight, int64_t A, Accumulate<S>* out) {
   for (int64_t a = 0; a < A; a += lanes<T>) store(out + a, load(weight + a, A - a));
 }
 
-// One position against `rows` rows through the shared e^{2k}; returns the largest |k|.
-template <class S, int rows>
-INLINE Accumulate<S> shared_scores(const ScoreArgs<S>& args, const int64_t* row, const S* key, Accumulate<S>* out) {
+// `rows` rows against `positions` positions, one of the two being 1, through the shared e^{2k}. most: the largest |k|
+// of each position. next: keys to fetch ahead of time.
+template <class S, int rows, int positions>
+INLINE void shared_scores(const ScoreArgs<S>& args, const int64_t* row, const S* const* key, const S* next,
+                          Accumulate<S>* out, Accumulate<S>* most) {
   using T = Accumulate<S>;
-  Vec<T> total[rows] = {}, most = {};
+  constexpr int count = rows * positions;
+  Vec<T> total[(count + 3) / 4 * 4] = {}, magnitudes[4] = {};
   const T* factor[rows];
   for (int r = 0; r < rows; ++r) factor[r] = args.exp_query + row[r] * args.padded;
-  const auto step = [&](int64_t a, Vec<T> k) {
-    most = larger<T>(magnitude<T>(k), most);
-    const Vec<T> e = exp<T>(k + k), v = load(args.score_weight + a);
-    for (int r = 0; r < rows; ++r) total[r] += v * reciprocal(load(factor[r] + a) * e + 1);
+  const auto step = [&](int64_t a, auto load_key) {
+    const Vec<T> v = load(args.score_weight + a);
+    for (int p = 0; p < positions; ++p) {
+      const Vec<T> k = load_key(key[p] + a);
+      magnitudes[p] = larger<T>(magnitude<T>(k), magnitudes[p]);
+      // Out of range where the sum is thrown away, so it is not clamped.
+      const Vec<T> e = exp_in_range<T>(k + k);
+      for (int r = 0; r < rows; ++r) total[r + p] += v * reciprocal(load(factor[r] + a) * e + 1);
+    }
   };
   int64_t a = 0;
-  for (; a + lanes<T> <= args.A; a += lanes<T>) step(a, load(key + a));
-  if (a < args.A) step(a, load(key + a, args.A - a));
-  for (int r = 0; r < rows; ++r) out[r] = -2 * sum<T>(total[r]);
-  return largest<T>(most);
+  for (; a + lanes<T> <= args.A; a += lanes<T>) {
+    for (int p = 0; p < positions; ++p) __builtin_prefetch(next + p * args.position_stride + a, 0, 2);
+    step(a, [](const S* k) { return load(k); });
+  }
+  if (a < args.A) step(a, [&](const S* k) { return load(k, args.A - a); });
+  for (int i = 0; i < count; i += 4) {
+    T sums[4];
+    sum4<T>(total[i], total[i + 1], total[i + 2], total[i + 3], sums);
+    for (int j = 0; j < 4 && i + j < count; ++j) out[i + j] = -2 * sums[j];
+  }
+  T maxima[4];
+  reduce4<T, Maximum>(magnitudes[0], magnitudes[1], magnitudes[2], magnitudes[3], maxima);
+  for (int p = 0; p < positions; ++p) most[p] = maxima[p];
 }
 
 template <class S>
@@ -71,19 +88,34 @@ Accumulate<S> exact_score(const ScoreArgs<S>& args, int64_t row, const S* key) {
 template <class S>
 void scores(const ScoreArgs<S>& args) {
   using T = Accumulate<S>;
-  for (int64_t p = args.begin; p < args.end; ++p) {
-    const S* key = args.keys + args.positions[p] * args.position_stride;
-    for (int64_t r = 0; r < args.row_count;) {
-      const int64_t tiles = (args.row_count - r + kScoreRows - 1) / kScoreRows;
-      const int64_t take = (args.row_count - r + tiles - 1) / tiles;
-      const int64_t* row = args.rows + r;
-      T out[kScoreRows], most = 0;
-      choose<kScoreRows>(take,
-                         [&](auto count) { most = shared_scores<S, decltype(count)::value>(args, row, key, out); });
-      for (int64_t i = 0; i < take; ++i) {
-        const bool small = most <= static_cast<T>(kSmall) && args.query_is_small[row[i]];
-        args.scores[row[i] * args.score_stride + p] = small ? out[i] : exact_score(args, row[i], key);
-      }
+  constexpr int together = 4;
+  const auto key_of = [&](int64_t p) { return args.keys + args.positions[p] * args.position_stride; };
+  const auto keep = [&](int64_t row, int64_t p, T score, T most) {
+    const bool small = most <= static_cast<T>(kSmall) && args.query_is_small[row];
+    args.scores[row * args.score_stride + p] = small ? score : exact_score(args, row, key_of(p));
+  };
+  T out[together > kScoreRows ? together : kScoreRows], most[together];
+  int64_t p = args.begin;
+  // A row that has its sentence to itself takes several positions at a time.
+  if (args.row_count == 1)
+    for (; p + together <= args.end; p += together) {
+      const S* key[together];
+      for (int i = 0; i < together; ++i) key[i] = key_of(p + i);
+      const int64_t later = p + 2 * together <= args.end ? p + together : p;
+      shared_scores<S, 1, together>(args, args.rows, key, key_of(later), out, most);
+      for (int i = 0; i < together; ++i) keep(args.rows[0], p + i, out[i], most[i]);
+    }
+  for (; p < args.end; ++p) {
+    const S* key = key_of(p);
+    const S* next = p + 1 < args.end ? key_of(p + 1) : key;
+    const int64_t tiles = (args.row_count + kScoreRows - 1) / kScoreRows;
+    for (int64_t tile = 0, r = 0; tile < tiles; ++tile) {
+      // As even as whole rows allow.
+      const int64_t take = args.row_count / tiles + (tile < args.row_count % tiles);
+      choose<kScoreRows>(take, [&](auto rows) {
+        shared_scores<S, decltype(rows)::value, 1>(args, args.rows + r, &key, next, out, most);
+      });
+      for (int64_t i = 0; i < take; ++i) keep(args.rows[r + i], p, out[i], most[0]);
       r += take;
     }
   }
@@ -111,53 +143,60 @@ void softmax(Accumulate<S>* x, int64_t count) {
   for (i = 0; i < count; ++i) x[i] *= scale;
 }
 
-template <class S, int rows, int vectors>
-INLINE void weighted_tile(const WeightedSumArgs<S>& args, const int64_t* row, int64_t begin, int64_t last) {
+// Adds `positions` positions to each row's sum, in their order, `width` features at a time.
+template <class S, class V, int positions>
+INLINE void add_positions(const WeightedSumArgs<S>& args, const V* const* values, int64_t p, int64_t begin,
+                          int64_t width) {
   using T = Accumulate<S>;
-  Vec<T> total[rows][vectors] = {};
-  const T* weight[rows];
-  for (int r = 0; r < rows; ++r) weight[r] = args.weights + row[r] * args.weight_stride;
-  // Positions lie a whole feature row apart, which is beyond what the hardware fetches ahead.
-  constexpr int64_t ahead = 6;
-  for (int64_t p = 0; p < args.count; ++p) {
-    const S* value = args.values + args.positions[p] * args.position_stride + begin;
-    const S* later = args.values + args.positions[p + ahead < args.count ? p + ahead : p] * args.position_stride;
-    Vec<T> v[vectors];
-    for (int c = 0; c < vectors; ++c) {
-      v[c] = c + 1 < vectors ? load(value + c * lanes<T>) : load(value + c * lanes<T>, last);
-      __builtin_prefetch(later + begin + c * lanes<T>, 0, 2);
-    }
-    for (int r = 0; r < rows; ++r) {
-      const Vec<T> w = broadcast(weight[r][p]);
-      for (int c = 0; c < vectors; ++c) total[r][c] += w * v[c];
-    }
-  }
-  for (int r = 0; r < rows; ++r) {
-    T* out = args.out + row[r] * args.out_stride + begin;
-    for (int c = 0; c + 1 < vectors; ++c) store(out + c * lanes<T>, total[r][c]);
-    store(out + (vectors - 1) * lanes<T>, total[r][vectors - 1], last);
+  constexpr int n = lanes<T>;
+  for (int64_t r = 0; r < args.row_count; ++r) {
+    const T* weights = args.weights + args.rows[r] * args.weight_stride + p;
+    T* out = args.out + args.rows[r] * args.out_stride + begin;
+    Vec<T> w[positions];
+    for (int i = 0; i < positions; ++i) w[i] = broadcast(weights[i]);
+    const auto step = [&](int64_t m, int64_t left) {
+      Vec<T> total = {};
+      if (p > 0) total = load(out + m, left);
+      for (int i = 0; i < positions; ++i) total += w[i] * load(values[i] + m, left);
+      store(out + m, total, left);
+    };
+    int64_t m = 0;
+    for (; m + n <= width; m += n) step(m, n);
+    if (m < width) step(m, width - m);
   }
 }
 
+// Eight positions at a time are read side by side, each in one long run, and stay in the first-level cache for all
+// rows of the sentence.
 template <class S>
 void weighted_sum(const WeightedSumArgs<S>& args) {
   using T = Accumulate<S>;
-  constexpr int most_rows = RNNSEARCH_REGISTERS == 32 ? 4 : 2, vectors = RNNSEARCH_REGISTERS == 32 ? 6 : 4;
-  for (int64_t m = args.begin; m < args.end;) {
-    const int64_t left = (args.end - m + lanes<T> - 1) / lanes<T>;
-    const int64_t wide = left < vectors ? left : vectors;
-    const int64_t last = args.end - m - (wide - 1) * lanes<T>;
-    for (int64_t r = 0; r < args.row_count;) {
-      const int64_t tiles = (args.row_count - r + most_rows - 1) / most_rows;
-      const int64_t take = (args.row_count - r + tiles - 1) / tiles;
-      choose<most_rows>(take, [&](auto rows) {
-        choose<vectors>(wide, [&](auto columns) {
-          weighted_tile<S, decltype(rows)::value, decltype(columns)::value>(args, args.rows + r, m, last);
-        });
-      });
-      r += take;
+  constexpr int64_t strip = 512;
+  constexpr int together = 8;
+  for (int64_t begin = args.begin; begin < args.end; begin += strip) {
+    const int64_t width = args.end - begin < strip ? args.end - begin : strip;
+    if (args.count == 0)
+      for (int64_t r = 0; r < args.row_count; ++r)
+        memset(args.out + args.rows[r] * args.out_stride + begin, 0, static_cast<size_t>(width) * sizeof(T));
+    for (int64_t p = 0; p < args.count; p += together) {
+      const int64_t take = args.count - p < together ? args.count - p : together;
+      const S* values[together];
+      for (int64_t i = 0; i < take; ++i) values[i] = args.values + args.positions[p + i] * args.position_stride + begin;
+      if (sizeof(S) < sizeof(T) && args.row_count > 1) {
+        // Widened once for all rows.
+        T wide[together][strip];
+        const T* widened[together];
+        for (int64_t i = 0; i < take; ++i) {
+          widened[i] = wide[i];
+          for (int64_t m = 0; m < width; m += lanes<T>) store(wide[i] + m, load(values[i] + m, width - m));
+        }
+        choose<together>(
+            take, [&](auto count) { add_positions<S, T, decltype(count)::value>(args, widened, p, begin, width); });
+      } else {
+        choose<together>(
+            take, [&](auto count) { add_positions<S, S, decltype(count)::value>(args, values, p, begin, width); });
+      }
     }
-    m += wide * lanes<T>;
   }
 }
 

@@ -75,7 +75,7 @@ int64_t packed_bytes(int64_t rows, int64_t inputs) {
 }
 
 template <class S>
-void pack(const Rows& rows, int64_t inputs, int64_t begin, int64_t end, int64_t, void* packed) {
+void pack(const Rows& rows, int64_t inputs, int64_t begin, int64_t end, void* packed) {
   using T = Accumulate<S>;
   const int64_t width = padded<T>(inputs);
   for (int64_t r = begin; r < end; ++r)

@@ -41,9 +41,9 @@ template <>
 struct Simd<float> {
   using Vector = FloatVector;
   using Bits = FloatBits;
-  using Bit = int32_t;
-  static constexpr int mantissa = 23, bias = 127;
-  static constexpr float round = 12582912.0f;  // 1.5 · 2^23: adding it rounds to an integer
+  static constexpr int mantissa = 23;
+  static constexpr int32_t all_but_sign = 0x7fffffff;
+  static constexpr float round = 12582912.0f + 127;  // 1.5 · 2^23 and the exponent's bias
   static constexpr float lowest_exponent = -87.0f, highest_exponent = 88.0f;
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
 };
@@ -51,9 +51,9 @@ template <>
 struct Simd<double> {
   using Vector = DoubleVector;
   using Bits = DoubleBits;
-  using Bit = int64_t;
-  static constexpr int mantissa = 52, bias = 1023;
-  static constexpr double round = 6755399441055744.0;  // 1.5 · 2^52
+  static constexpr int mantissa = 52;
+  static constexpr int64_t all_but_sign = 0x7fffffffffffffff;
+  static constexpr double round = 6755399441055744.0 + 1023;  // 1.5 · 2^52 and the exponent's bias
   static constexpr double lowest_exponent = -708.0, highest_exponent = 709.0;
   static constexpr double ln2_high = 0.693145751953125, ln2_low = 1.42860682030941723212e-6;
 };
@@ -165,16 +165,25 @@ INLINE float scalar(BFloat16 x) {
 
 // ---- arithmetic; NaN goes through all of it ----
 
+// `larger` and `smaller` give their second argument where either is NaN.
 template <class T>
-INLINE Vec<T> magnitude(Vec<T> v) {
-  return v < 0 ? -v : v;
+INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
+#if RNNSEARCH_VECTOR_BYTES == 64 && defined(__x86_64__)
+  if constexpr (sizeof(T) == 4) return FloatVector(_mm512_max_ps(__m512(a), __m512(b)));
+#endif
+  return a > b ? a : b;
+}
+template <class T>
+INLINE Vec<T> smaller(Vec<T> a, Vec<T> b) {
+#if RNNSEARCH_VECTOR_BYTES == 64 && defined(__x86_64__)
+  if constexpr (sizeof(T) == 4) return FloatVector(_mm512_min_ps(__m512(a), __m512(b)));
+#endif
+  return a < b ? a : b;
 }
 
-// A NaN in v stays; one in limit is not expected.
 template <class T>
 INLINE Vec<T> clamp(Vec<T> v, T low, T high) {
-  v = v < broadcast(low) ? broadcast(low) : v;
-  return v > broadcast(high) ? broadcast(high) : v;
+  return smaller<T>(broadcast(high), larger<T>(broadcast(low), v));
 }
 
 template <class T>
@@ -190,13 +199,19 @@ INLINE Bits<T> bits_of(Vec<T> v) {
   return bits;
 }
 
+template <class T>
+INLINE Vec<T> magnitude(Vec<T> v) {
+  return bit_cast<T>(bits_of<T>(v) & Simd<T>::all_but_sign);
+}
+
 // e^r = 1 + r + r² P(r) on |r| <= ln 2 / 2, P fitted for the smallest largest relative error: 3.1e-9, 3.6e-18.
 INLINE FloatVector exp_near_zero(FloatVector r) {
   FloatVector p = r * 0.001381459865f + 0.00836871688f;
   p = p * r + 0.04166838805f;
   p = p * r + 0.1666652063f;
   p = p * r + 0.4999999345f;
-  return p * (r * r) + r + 1.0f;
+  p = p * r + 1.0f;
+  return p * r + 1.0f;
 }
 INLINE DoubleVector exp_near_zero(DoubleVector r) {
   DoubleVector p = r * 2.50000616028356667e-8 + 2.7630248379211444e-7;
@@ -208,20 +223,26 @@ INLINE DoubleVector exp_near_zero(DoubleVector r) {
   p = p * r + 0.0416666666665301586;
   p = p * r + 0.166666666666664125;
   p = p * r + 0.500000000000001063;
-  return p * (r * r) + r + 1.0;
+  p = p * r + 1.0;
+  return p * r + 1.0;
 }
 
-// e^x, x held between the exponents of the smallest and the largest normal number.
+// e^x for x between the exponents of the smallest and the largest normal number; a NaN stays one.
 template <class T>
-INLINE Vec<T> exp(Vec<T> x) {
+INLINE Vec<T> exp_in_range(Vec<T> x) {
   using L = Simd<T>;
-  x = clamp<T>(x, L::lowest_exponent, L::highest_exponent);
+  // Adding `round` leaves the nearest integer, plus the exponent's bias, in the lowest bits.
   const Vec<T> shifted = x * static_cast<T>(1.44269504088896340736) + L::round;
   const Vec<T> n = shifted - L::round;
   Vec<T> r = x - n * L::ln2_high;
   r = r - n * L::ln2_low;
-  const Bits<T> exponent = bits_of<T>(shifted) - bits_of<T>(broadcast(L::round)) + L::bias;
-  return exp_near_zero(r) * bit_cast<T>(exponent << L::mantissa);
+  return exp_near_zero(r) * bit_cast<T>(bits_of<T>(shifted) << L::mantissa);
+}
+
+// e^x, x held within that range.
+template <class T>
+INLINE Vec<T> exp(Vec<T> x) {
+  return exp_in_range<T>(clamp<T>(x, Simd<T>::lowest_exponent, Simd<T>::highest_exponent));
 }
 
 INLINE DoubleVector reciprocal(DoubleVector x) { return 1.0 / x; }
@@ -245,7 +266,7 @@ INLINE Vec<T> tanh(Vec<T> x) {
   return 1 - 2 / (exp<T>(x + x) + 1);
 }
 
-// ---- sums across lanes ----
+// ---- sums and maxima across lanes ----
 
 template <int N, int... Lane>
 struct MakeLanes : MakeLanes<N - 1, N - 1, Lane...> {};
@@ -267,44 +288,54 @@ struct MakeLanes<0, Lane...> {
   }
 };
 
-template <class T, int segment>
+template <class T>
+struct Sum {
+  static INLINE Vec<T> of(Vec<T> a, Vec<T> b) { return a + b; }
+};
+template <class T>
+struct Maximum {
+  static INLINE Vec<T> of(Vec<T> a, Vec<T> b) { return larger<T>(a, b); }
+};
+
+template <class T, template <class> class Operation, int segment>
 INLINE Vec<T> fold(Vec<T> a, Vec<T> b) {
   using Lanes = MakeLanes<lanes<T>>;
-  return Lanes::template halves<T, segment, 0>(a, b) + Lanes::template halves<T, segment, 1>(a, b);
+  return Operation<T>::of(Lanes::template halves<T, segment, 0>(a, b), Lanes::template halves<T, segment, 1>(a, b));
 }
 
-template <class T, int segment>
+template <class T, template <class> class Operation, int segment>
 INLINE Vec<T> fold_down(Vec<T> v) {
-  if constexpr (segment > 1) return fold_down<T, segment / 2>(fold<T, segment>(v, v));
+  if constexpr (segment > 1) return fold_down<T, Operation, segment / 2>(fold<T, Operation, segment>(v, v));
   return v;
 }
 
-// The sums of four vectors, each by the same tree: halves are added until one lane is left.
-template <class T>
-INLINE void sum4(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d, T* out) {
+// Four vectors at once, each by the same tree: halves are joined until one lane is left.
+template <class T, template <class> class Operation>
+INLINE void reduce4(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d, T* out) {
   constexpr int n = lanes<T>;
-  const Vec<T> ab = fold<T, n>(a, b), cd = fold<T, n>(c, d);
+  const Vec<T> ab = fold<T, Operation, n>(a, b), cd = fold<T, Operation, n>(c, d);
   if constexpr (n == 2) {
     memcpy(out, &ab, 2 * sizeof(T));
     memcpy(out + 2, &cd, 2 * sizeof(T));
   } else {
-    const Vec<T> all = fold_down<T, n / 4>(fold<T, n / 2>(ab, cd));
+    const Vec<T> all = fold_down<T, Operation, n / 4>(fold<T, Operation, n / 2>(ab, cd));
     memcpy(out, &all, 4 * sizeof(T));
   }
 }
 
 template <class T>
+INLINE void sum4(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d, T* out) {
+  reduce4<T, Sum>(a, b, c, d, out);
+}
+
+template <class T>
 INLINE T sum(Vec<T> v) {
-  T out[4];
-  sum4<T>(v, v, v, v, out);
-  return out[0];
+  return fold_down<T, Sum, lanes<T>>(v)[0];
 }
 
 template <class T>
 INLINE T largest(Vec<T> v) {
-  T best = v[0];
-  for (int i = 1; i < lanes<T>; ++i) best = v[i] > best ? v[i] : best;
-  return best;
+  return fold_down<T, Maximum, lanes<T>>(v)[0];
 }
 
 // A count known at run time, 1 to `most`, as one known to the compiler: f(Count<count>{}).
@@ -323,9 +354,5 @@ INLINE void choose(int64_t count, const F& f) {
   }
 }
 
-template <class T>
-INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
-  return a > b ? a : b;
-}
 }  // namespace RNNSEARCH_ISA
 }  // namespace rnnsearch

@@ -23,10 +23,10 @@ class PackedRows {
   using T = Accumulate<S>;
 
   PackedRows(const Rows& rows, int64_t count, int64_t inputs)
-      : kernels_(kernels<S>()), count_(count), inputs_(inputs), packed_(kernels_.packed_bytes(count, inputs)) {
+      : kernels_(kernels<S>().products), count_(count), inputs_(inputs), packed_(kernels_.packed_bytes(count, inputs)) {
     const int64_t block = kernels_.row_block;
     parallel(blocks(count, block), block * inputs, [&](int64_t begin, int64_t end) {
-      kernels_.pack(rows, inputs, begin * block, std::min(end * block, count), count, packed_.data());
+      kernels_.pack(rows, inputs, begin * block, std::min(end * block, count), packed_.data());
     });
   }
 
@@ -57,7 +57,7 @@ class PackedRows {
   int64_t inputs() const { return inputs_; }
 
  private:
-  const KernelTable<S>& kernels_;
+  const ProductKernels<S>& kernels_;
   int64_t count_, inputs_;
   Scratch<unsigned char> packed_;
 };
