@@ -228,3 +228,12 @@ def test_autocast_through_the_functions_takes_mixed_dtypes_and_gives_gradients_i
     assert (context.dtype, attn_weights.dtype) == (torch.bfloat16, torch.float32)
     for leaf, grad in zip(leaves, torch.autograd.grad(context.float().square().sum(), leaves), strict=True):
         assert grad.dtype == leaf.dtype and grad.isfinite().all()
+
+
+def test_poison_fills_what_is_not_initialised(request):
+    """Otherwise a run with --poison would prove nothing."""
+    if not request.config.getoption("--poison"):
+        pytest.skip("this run is without --poison")
+    assert torch.empty(1000).isnan().all() and torch.empty_strided((9, 9), (9, 1)).isnan().all()
+    with pytest.raises(RuntimeError, match="deterministic"):
+        torch.ones(3).put_(torch.tensor([0]), torch.ones(1))

@@ -107,6 +107,30 @@ def test_nan_gradients_of_what_lies_past_the_lengths_go_nowhere(op, backend, dev
         assert grad.isfinite().all(), name
 
 
+@pytest.mark.parametrize(("op", "backend", "device"), implementations(*ATTENDING, gradients=True))
+def test_nan_gradients_of_padded_weights_go_nowhere(op, backend, device):
+    """The entropy of the weights has the gradient 0 · inf where a weight is padded."""
+    args = example(BY_NAME[op], absent={*INFERENCE_ONLY, "input_lengths"}, device=device)
+    wanted = differentiable_arguments(BY_NAME[op], args)
+    leaves = {name: value.clone().requires_grad_() if name in wanted else value for name, value in args.items()}
+    results = overload_of(op, backend)(*leaves.values())
+    attn_weights = results[1 if op == "additive_attention" else 2]
+    padded = args["key_padding_mask"] if attn_weights.dim() == 2 else args["key_padding_mask"][:, None]
+    found = []
+    for fill in (0.0, NAN):
+        cotangent = torch.linspace(-1, 1, attn_weights.numel(), device=device).view_as(attn_weights)
+        grads = torch.autograd.grad(
+            attn_weights,
+            [leaves[name] for name in wanted],
+            cotangent.masked_fill(padded, fill),
+            retain_graph=True,
+            materialize_grads=True,
+        )
+        found.append(grads)
+    for name, clean, poisoned in zip(wanted, *found, strict=True):
+        assert torch.equal(clean, poisoned), name
+
+
 @pytest.mark.parametrize(("op", "backend", "device"), implementations("decoder_scan", "gru_scan"))
 def test_padding_added_to_other_rows_changes_nothing(op, backend, device):
     """A row's results and gradients in a wider batch, by values: padded S and T are longer sums of zeros."""
