@@ -94,7 +94,6 @@ class Plan:
                 sizes[flag.size] = args[position]
         return sizes
 
-
     def check_values(self, args: Sequence[Any]) -> None:
         """The indices of arguments that passed :meth:`check`, where the CPU holds them; ValueError if out of range."""
         for position, arg, _ in self.tensors:

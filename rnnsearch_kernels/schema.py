@@ -115,7 +115,8 @@ OPS: tuple[Op, ...] = (
         (_arg("input", "N I", FLOAT), _arg("weight", "O I", STORAGE), _arg("bias?", "O", STORAGE)),
         (_result("output", "N O", ACCUMULATE),),
     ),
-    # score_j = score_weight · tanh(query + keys_j); attn_weights = softmax(score); context = Σ_j attn_weights_j memory_j
+    # score_j = score_weight · tanh(query + keys_j), attn_weights = softmax(score),
+    # context = Σ_j attn_weights_j memory_j
     Op(
         "additive_attention",
         (_arg("query", "N A", FLOAT), *_MEMORY, _PADDING, _INDEX),

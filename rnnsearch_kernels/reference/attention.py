@@ -7,6 +7,8 @@ context      = Σ_j attn_weights_j memory_j
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -53,7 +55,7 @@ def additive_attention(
     memory_index: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     accumulate = accumulate_dtype(memory.dtype)
-    rows = [
+    rows: list[Any] = [
         sentence_of_row(values, memory_index)
         for values in (zero_padding(keys, key_padding_mask), zero_padding(memory, key_padding_mask), key_padding_mask)
     ]

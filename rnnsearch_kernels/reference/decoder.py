@@ -11,6 +11,7 @@ Bahdanau et al. 2014, appendix A.1.2 and A.2.2; ``input_gates`` is their W E y_{
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,13 +69,12 @@ def decoder_step(
     )
     rows = (sentence_of_row(values, memory_index) for values in (*zeroed, key_padding_mask))
     weights = (score_weight, query_weight, query_bias, context_weight, hidden_weight, hidden_bias)
-    new_state, context, attn_weights, gates = _advance(
-        input_gates.to(accumulate), state, *rows, *_in_dtype(accumulate, weights), reset_after
-    )
+    prepared: tuple[Any, ...] = (*rows, *_in_dtype(accumulate, weights), reset_after)
+    new_state, context, attn_weights, gates = _advance(input_gates.to(accumulate), state, *prepared)
     return new_state, context.to(memory.dtype), attn_weights, gates
 
 
-def _in_dtype(dtype: torch.dtype, tensors: Iterable[Tensor | None]) -> Iterator[Tensor | None]:
+def _in_dtype(dtype: torch.dtype, tensors: Iterable[Tensor | None]) -> Iterator[Any]:
     return (None if tensor is None else tensor.to(dtype) for tensor in tensors)
 
 
@@ -96,7 +96,7 @@ def decoder_scan(
     accumulate = accumulate_dtype(memory.dtype)
     within = steps_within(input_lengths, input_gates.shape[1])
     g = zero_outside(input_gates.to(accumulate), within)
-    prepared = (
+    prepared: tuple[Any, ...] = (
         zero_padding(keys, key_padding_mask),
         zero_padding(memory, key_padding_mask),
         None,
