@@ -15,19 +15,26 @@ inline constexpr int kRowTile = RNNSEARCH_REGISTERS == 32 ? 6 : 3;
 // Rows that share a walk through the weights: their inputs stay in the second-level cache.
 inline constexpr int64_t kRowBlock = 48;
 
+// Outputs [begin, end) of the four that follow, to be fetched into the second-level cache meanwhile.
+template <class S>
+struct Ahead {
+  const S* weight;
+  int begin, end;
+};
+
 template <class S, int rows, int outputs>
 INLINE void dot_tile(const Accumulate<S>* x, int64_t x_stride, const S* weight, int64_t weight_stride, int64_t I,
-                     const S* next, Accumulate<S>* y, int64_t y_stride, const Accumulate<S>* bias) {
+                     Ahead<S> ahead, Accumulate<S>* y, int64_t y_stride, const Accumulate<S>* bias) {
   using T = Accumulate<S>;
   constexpr int n = lanes<T>;
   Vec<T> total[rows][outputs] = {};
   int64_t i = 0;
   for (; i + n <= I; i += n) {
     Vec<T> w[outputs];
-    for (int o = 0; o < outputs; ++o) {
-      w[o] = load(weight + o * weight_stride + i);
-      __builtin_prefetch(next + o * weight_stride + i, 0, 2);
-    }
+    for (int o = 0; o < outputs; ++o) w[o] = load(weight + o * weight_stride + i);
+    // Constant bounds, so that the loop is unrolled.
+    for (int o = 0; o < kOutputTile; ++o)
+      if (o >= ahead.begin && o < ahead.end) __builtin_prefetch(ahead.weight + o * weight_stride + i, 0, 2);
     for (int r = 0; r < rows; ++r) {
       const Vec<T> v = load(x + r * x_stride + i);
       for (int o = 0; o < outputs; ++o) total[r][o] += v * w[o];
@@ -56,15 +63,18 @@ INLINE void dot_tile(const Accumulate<S>* x, int64_t x_stride, const S* weight, 
 template <class S, int outputs>
 void dot_rows(int64_t rows, const Accumulate<S>* x, int64_t x_stride, const S* weight, int64_t weight_stride, int64_t I,
               const S* next, Accumulate<S>* y, int64_t y_stride, const Accumulate<S>* bias) {
-  for (int64_t r = 0; r < rows;) {
+  const int64_t tiles = (rows + kRowTile - 1) / kRowTile;
+  for (int64_t tile = 0, r = 0; tile < tiles; ++tile) {
     // As even as whole rows allow: 8 are 4 + 4, not 6 + 2.
-    const int64_t tiles = (rows - r + kRowTile - 1) / kRowTile;
-    const int64_t take = (rows - r + tiles - 1) / tiles;
-    const auto tile = [&](auto count) {
-      dot_tile<S, decltype(count)::value, outputs>(x + r * x_stride, x_stride, weight, weight_stride, I,
-                                                   r == 0 ? next : weight, y + r * y_stride, y_stride, bias);
-    };
-    choose<kRowTile>(take, tile);
+    const int64_t take = rows / tiles + (tile < rows % tiles);
+    // Every tile of rows fetches its share, so that memory is busy all the time.
+    Ahead<S> ahead = {next, static_cast<int>(tile * kOutputTile / tiles),
+                      static_cast<int>((tile + 1) * kOutputTile / tiles)};
+    if (next == nullptr) ahead.end = 0;
+    choose<kRowTile>(take, [&](auto count) {
+      dot_tile<S, decltype(count)::value, outputs>(x + r * x_stride, x_stride, weight, weight_stride, I, ahead,
+                                                   y + r * y_stride, y_stride, bias);
+    });
     r += take;
   }
 }
@@ -94,8 +104,7 @@ void linear(const LinearArgs<S>& args) {
     const bool whole = o + kOutputTile <= args.output_end;
     const int64_t take = whole ? kOutputTile : 1;
     const S* weight = args.weight.data + o * stride;
-    // What is read ahead of time is always inside the matrix.
-    const S* next = o + take + kOutputTile <= args.output_end ? weight + take * stride : weight;
+    const S* next = o + take + kOutputTile <= args.output_end ? weight + take * stride : nullptr;
     T bias[kOutputTile] = {};
     if (args.bias != nullptr)
       for (int64_t b = 0; b < take; ++b) bias[b] = scalar(args.bias[o + b]);
