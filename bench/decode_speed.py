@@ -76,7 +76,10 @@ def arguments(given: Sequence[str] | None) -> tuple[argparse.Namespace, Settings
         parser.error(f"--threads must be at least 1; got {options.threads}")
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: this torch sees no CUDA device")
-    reason = why_no_picture() if options.plot else None
+    for path in (options.json, options.plot):
+        if path and not path.absolute().parent.is_dir():
+            parser.error(f"there is no folder {path.absolute().parent} to write {path.name} in")
+    reason = why_no_picture(options.plot) if options.plot else None
     if reason:
         parser.error(reason)
     settings = Settings(
@@ -162,13 +165,16 @@ def measure(case: Case, settings: Settings, effort: Effort, probe: NoiseProbe, t
     return rows
 
 
-def overhead_rows(settings: Settings, threads: int) -> Iterator[list[Row]]:
+def overhead_rows(settings: Settings, probe: NoiseProbe, threads: int) -> Iterator[list[Row]]:
     """The step overhead of each backend with kernels of its own to tell apart."""
     compiled = {backend.name for backend in rnnsearch_kernels.backends() if backend.compiled}
     weights = Weights(OVERHEAD, settings)
     for backend in settings.able(torch.float32, "linear", "decoder_step"):
         if backend not in compiled:
             continue
+        before = probe.check()
+        parts = step_overhead(weights, backend)
+        noise = max(before, probe.check())
         yield [
             Row(
                 workload=OVERHEAD.name,
@@ -187,9 +193,9 @@ def overhead_rows(settings: Settings, threads: int) -> Iterator[list[Row]]:
                 peak_mb=None,
                 floor_ms=None,
                 floor=None,
-                noisy=False,
+                noisy=noise > NOISY,
             )
-            for part, timing in step_overhead(weights, backend).items()
+            for part, timing in parts.items()
         ]
 
 
@@ -240,13 +246,17 @@ def main(given: Sequence[str] | None = None) -> int:
             print(f"MISMATCH, so nothing more is timed: {error}", file=sys.stderr)
             return 1
         print(f"\n{OVERHEAD}: FusedBahdanauDecoder.step, inference mode, float32, µs")
-        for parts in overhead_rows(settings, options.threads):
+        none = True
+        for parts in overhead_rows(settings, probe, options.threads):
             rows += parts
+            none = False
             total, kernel, dispatch, outside = (f"{row.median_ms * 1e3:.1f}" for row in parts)
             print(
-                f"    {parts[0].backend:<14}total {total} = in the kernels {kernel} + outside them {outside}, "
-                f"of which {dispatch} for two op calls with nothing to do"
+                f"    {parts[0].backend:<14}total {total}{'~' * parts[0].noisy} = in the kernels {kernel} "
+                f"+ outside them {outside}, of which {dispatch} for two op calls with nothing to do"
             )
+        if none:
+            print("    not measured: the reference has no kernels to tell from what surrounds them")
     noise = f"noise: the same work differed by up to {probe.worst:.0%} between and within probes"
     print(f"\n{LEGEND}\n{noise}; {time.perf_counter() - begin:.0f} s")
     if options.json:

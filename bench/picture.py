@@ -18,11 +18,14 @@ TITLES = {
     "beam_search": "whole beam search",
     "scan": "teacher-forced decoder",
 }
+FORMATS = (".png", ".svg", ".pdf")
 GAP = 0.9  # between the groups of a panel, in bars
 INCHES = 0.21  # a bar's height
 
 
-def why_no_picture() -> str | None:
+def why_no_picture(path: Path) -> str | None:
+    if path.suffix not in FORMATS:
+        return f"--plot must end in one of {', '.join(FORMATS)}; got {path}"
     try:
         import matplotlib  # noqa: F401
     except ImportError:

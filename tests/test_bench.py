@@ -75,6 +75,8 @@ def test_the_command_prints_a_table_and_writes_rows_and_a_picture(tmp_path: Path
         (["--backend", "abacus"], "got 'abacus'"),
         (["--threads", "0"], "--threads must be at least 1; got 0"),
         (["--device", "nowhere"], "nowhere"),
+        (["--json", "no/such/folder/rows.json"], "to write rows.json in"),
+        (["--plot", "speed.bad"], "--plot must end in one of .png, .svg, .pdf; got speed.bad"),
     ],
 )
 def test_what_cannot_be_done_is_said(
