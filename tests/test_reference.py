@@ -102,7 +102,7 @@ def _plain_errors(op, dtype, steps, reset_after):
     flags = {"reset_after": reset_after, "reverse": reset_after}
     examples, truths, plain = [], [], []
     for seed in range(tolerances.SEEDS):
-        sizes = {**SIZES, "B": 3, "T": steps, "S": 5}
+        sizes = {**SIZES, "B": 2, "T": steps, "S": 5}
         args = example(BY_NAME[op], dtype, seed=seed, sizes=sizes, absent=absent, flags=flags)
         wanted = differentiable_arguments(BY_NAME[op], args) if op in DIFFERENTIABLE else []
         in_dtype = {
