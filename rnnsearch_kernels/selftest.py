@@ -20,7 +20,7 @@ from .backends import ANY_DEVICE, Backend
 from .checks import split_size
 from .ops import overload_of
 from .reference.linear import accumulate_dtype
-from .schema import ACCUMULATE, BY_NAME, INDEX, MASK, OPS, STORAGE, Arg, Flag, Op
+from .schema import BY_NAME, INDEX, MASK, OPS, STORAGE, Arg, Flag, Op
 
 # Odd on purpose, and none equal to another: a mixed-up size or a missing tail shows.
 SIZES = {"B": 4, "S": 7, "T": 5, "N": 6, "H": 13, "A": 11, "M": 19, "L": 9, "V": 37, "R": 3, "K": 8, "I": 17, "O": 23}
@@ -213,18 +213,3 @@ def devices() -> list[str]:
 
 def runs_on(backend: Backend, device: str) -> bool:
     return backend.missing is None and (device in backend.devices or ANY_DEVICE in backend.devices)
-
-
-__all__ = [
-    "ACCUMULATE",
-    "Outcome",
-    "check",
-    "devices",
-    "differentiable_arguments",
-    "error_ratio",
-    "example",
-    "runs_on",
-    "values_and_grads",
-    "variants",
-    "widen",
-]
