@@ -8,7 +8,7 @@
 // sentence alone. A NaN fails neither test and passes through both forms.
 #pragma once
 
-#include "simd.h"
+#include "arithmetic.h"
 
 namespace rnnsearch {
 namespace RNNSEARCH_ISA {

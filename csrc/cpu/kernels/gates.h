@@ -2,7 +2,7 @@
 //   r, z = σ(g + u),  n = tanh(g_n + r ∘ u_n) or tanh(g_n + u_n),  new_state = (1 - z) ∘ n + z ∘ state
 #pragma once
 
-#include "simd.h"
+#include "arithmetic.h"
 
 namespace rnnsearch {
 namespace RNNSEARCH_ISA {

@@ -7,7 +7,7 @@
 #define RNNSEARCH_VECTOR_BYTES 64
 #define RNNSEARCH_REGISTERS 32
 #define RNNSEARCH_TARGET "arch=x86-64-v4,tune=sapphirerapids,amx-tile,amx-bf16"
-#include "simd.h"
+#include "arithmetic.h"
 
 namespace rnnsearch {
 namespace RNNSEARCH_ISA {

@@ -4,7 +4,7 @@
 // does not depend on which rows stand beside it.
 #pragma once
 
-#include "simd.h"
+#include "arithmetic.h"
 
 namespace rnnsearch {
 namespace RNNSEARCH_ISA {

@@ -1,7 +1,7 @@
 // The largest K logits of a row and what the row's log-sum-exp needs, over one tile of the vocabulary.
 #pragma once
 
-#include "simd.h"
+#include "arithmetic.h"
 
 namespace rnnsearch {
 namespace RNNSEARCH_ISA {
