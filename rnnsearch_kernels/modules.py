@@ -28,6 +28,19 @@ class DecoderOutput(NamedTuple):
     state: Tensor
 
 
+class DecoderWeights(NamedTuple):
+    """A decoder's parameters as the ops take them: views, not copies."""
+
+    input_weight: Tensor  # (3H, E)
+    input_bias: Tensor | None  # (3H,)
+    score_weight: Tensor  # (A,)
+    query_weight: Tensor  # (A, H)
+    query_bias: Tensor | None  # (A,)
+    context_weight: Tensor  # (3H, M)
+    hidden_weight: Tensor  # (3H, H)
+    hidden_bias: Tensor | None  # (3H,)
+
+
 class PreparedMemory(NamedTuple):
     """A memory made ready for stepping, once a sentence; a value, never changed.
 
@@ -35,12 +48,14 @@ class PreparedMemory(NamedTuple):
     keys              (B, S, A), key_proj(memory)
     memory_gates      (B, S, 3H), memory · context_weightᵀ, where that makes a step cheaper
     key_padding_mask  (B, S) bool, True = ignore
+    weights           the parameters that a step without gradients uses; without them it looks them up
     """
 
     memory: Tensor
     keys: Tensor
     memory_gates: Tensor | None
     key_padding_mask: Tensor | None
+    weights: DecoderWeights | None = None
 
 
 class FusedBahdanauDecoder(nn.Module):
@@ -184,18 +199,29 @@ class FusedBahdanauDecoder(nn.Module):
             f"attention_size={self.attention_size}, reset_after={self.reset_after}, backend={self.backend!r}"
         )
 
-    def _score_weight(self) -> Tensor:
-        weight = self.score.weight[0]
+    def _weights(self) -> DecoderWeights:
+        cell = self.cell
+        input_weight, context_weight = cell.weight_ih.split([self.input_size, self.memory_size], 1)
+        score_weight = self.score.weight[0]
         if self.score.bias is not None and torch.is_grad_enabled():
             # A constant added to every score leaves the softmax as it is: the bias has a gradient, and it is 0.
-            weight = weight + 0 * self.score.bias
-        return weight
+            score_weight = score_weight + 0 * self.score.bias
+        return DecoderWeights(
+            input_weight,
+            cell.bias_ih,
+            score_weight,
+            self.query_proj.weight,
+            self.query_proj.bias,
+            context_weight,
+            cell.weight_hh,
+            cell.bias_hh,
+        )
 
-    def _initial_state(self, state: Tensor | None, rows: Tensor) -> Tensor:
-        dtype = accumulate_dtype(self.cell.weight_hh.dtype)
+    def _initial_state(self, state: Tensor | None, rows: Tensor, weights: DecoderWeights) -> Tensor:
+        dtype = accumulate_dtype(weights.hidden_weight.dtype)
         if state is None:
             return rows.new_zeros(rows.shape[0], self.hidden_size, dtype=dtype)
-        return state.to(dtype)
+        return state if state.dtype == dtype else state.to(dtype)
 
     def prepare_memory(
         self,
@@ -206,9 +232,10 @@ class FusedBahdanauDecoder(nn.Module):
     ) -> PreparedMemory:
         """Everything about the memory that :meth:`step` needs, computed once.
 
-        It holds what the parameters were at this moment. Without gradients ``memory_gates`` are prepared too
-        where S ≤ M / 2: then a step reads S · 3H values of them instead of the 3H · M of the context weight, and
-        preparing pays for itself within about a tenth of S steps.
+        Keys and gates hold what the parameters were at this moment: prepare again after changing them. Without
+        gradients the step's parameters are looked up here once, and ``memory_gates`` are prepared where S ≤ M / 2:
+        then a step reads S · 3H values of them instead of the 3H · M of the context weight, and preparing pays for
+        itself within about a tenth of S steps.
 
         Args:
             memory: (B, S, M).
@@ -220,14 +247,13 @@ class FusedBahdanauDecoder(nn.Module):
         memory = _zero_padding(memory, mask)
         # An exported graph serves every S, so it cannot choose by S.
         may_choose = not torch.is_grad_enabled() and not torch.compiler.is_exporting()
-        with_gates = may_choose and 2 * memory.shape[1] <= self.memory_size
         storage = self.key_proj.weight.dtype
         keys = linear(memory, self.key_proj.weight, self.key_proj.bias, backend=self.backend).to(storage)
+        weights = self._weights() if may_choose else None
         memory_gates = None
-        if with_gates:
-            context_weight = self.cell.weight_ih[:, self.input_size :]
-            memory_gates = linear(memory, context_weight, backend=self.backend).to(storage)
-        return PreparedMemory(memory, keys, memory_gates, mask)
+        if weights is not None and 2 * memory.shape[1] <= self.memory_size:
+            memory_gates = linear(memory, weights.context_weight, backend=self.backend).to(storage)
+        return PreparedMemory(memory, keys, memory_gates, mask, weights)
 
     def step(
         self,
@@ -248,26 +274,28 @@ class FusedBahdanauDecoder(nn.Module):
                 only.
             need_weights: whether to return the attention weights.
         """
-        cell, weight = self.cell, self.cell.weight_ih
         if input_t.dim() != 2 or input_t.shape[1] != self.input_size:
             raise ValueError(f"`input_t` must be (N, E) = (N, {self.input_size}); got {tuple(input_t.shape)}")
-        input_gates = linear(input_t, weight[:, : self.input_size], cell.bias_ih, backend=self.backend)
+        weights, backend = memory.weights, self.backend
+        if weights is None or torch.is_grad_enabled():
+            # The prepared ones may have been taken without gradients.
+            weights = self._weights()
         new_state, context, attn_weights = decoder_step(
-            input_gates,
-            self._initial_state(state, input_t),
+            linear(input_t, weights.input_weight, weights.input_bias, backend=backend),
+            self._initial_state(state, input_t, weights),
             memory.keys,
             memory.memory,
-            self._score_weight(),
-            self.query_proj.weight,
-            weight[:, self.input_size :],
-            cell.weight_hh,
-            query_bias=self.query_proj.bias,
-            hidden_bias=cell.bias_hh,
+            weights.score_weight,
+            weights.query_weight,
+            weights.context_weight,
+            weights.hidden_weight,
+            query_bias=weights.query_bias,
+            hidden_bias=weights.hidden_bias,
             key_padding_mask=memory.key_padding_mask,
             memory_index=memory_index,
             memory_gates=memory.memory_gates,
             reset_after=self.reset_after,
-            backend=self.backend,
+            backend=backend,
         )
         return DecoderOutput(new_state.to(input_t.dtype), context, attn_weights if need_weights else None, new_state)
 
@@ -305,21 +333,20 @@ class FusedBahdanauDecoder(nn.Module):
         if input_lengths is not None:
             past = torch.arange(input.shape[1], device=input.device) >= input_lengths[:, None]
             input = input.masked_fill(past[..., None], 0)
-        cell = self.cell
-        input_weight, context_weight = cell.weight_ih.split([self.input_size, self.memory_size], 1)
-        state = self._initial_state(state, input)
+        weights = self._weights()
+        state = self._initial_state(state, input, weights)
         keys = self.key_proj(memory)
         states, contexts, attn_weights = decoder_scan(
-            nn.functional.linear(input, input_weight, cell.bias_ih),
+            nn.functional.linear(input, weights.input_weight, weights.input_bias),
             state,
             keys,
             memory.to(keys.dtype),
-            self._score_weight(),
-            self.query_proj.weight,
-            context_weight,
-            cell.weight_hh,
-            query_bias=self.query_proj.bias,
-            hidden_bias=cell.bias_hh,
+            weights.score_weight,
+            weights.query_weight,
+            weights.context_weight,
+            weights.hidden_weight,
+            query_bias=weights.query_bias,
+            hidden_bias=weights.hidden_bias,
             key_padding_mask=mask,
             input_lengths=input_lengths,
             reset_after=self.reset_after,

@@ -13,6 +13,7 @@ import tolerances
 import torch
 from conftest import implementations
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import rnnsearch_kernels as rk
 
@@ -238,11 +239,11 @@ def test_prepared_memory_cannot_be_changed_and_is_not_by_stepping():
     input, memory, _ = inputs()
     with torch.no_grad():
         prepared = decoder.prepare_memory(memory)
-        before = [value.clone() for value in prepared if value is not None]
+        before = [value.clone() for value in tree_leaves(prepared) if value is not None]
         first, second = (decoder.step(input[:, 0], None, prepared) for _ in range(2))
     with pytest.raises(AttributeError):
         prepared.keys = prepared.memory
-    assert all(map(torch.equal, before, [value for value in prepared if value is not None]))
+    assert all(map(torch.equal, before, [value for value in tree_leaves(prepared) if value is not None]))
     assert all(map(torch.equal, first, second))
 
 
@@ -253,6 +254,17 @@ def test_what_was_prepared_for_inference_raises_in_training():
         prepared = decoder.prepare_memory(memory[:, :2])
     with pytest.raises(RuntimeError, match="`memory_gates` is for inference"):
         decoder.step(input[:, 0], None, prepared)
+
+
+def test_a_memory_prepared_without_gradients_does_not_take_them_from_a_later_step():
+    decoder = fused(by_hand())
+    input, memory, _ = inputs()
+    with torch.no_grad():
+        prepared = decoder.prepare_memory(memory)
+    assert prepared.memory_gates is None and prepared.weights is not None
+    decoder.step(input[:, 0], None, prepared).output.sum().backward()
+    for parameter in (decoder.cell.weight_ih, decoder.cell.bias_hh, decoder.query_proj.weight, decoder.score.weight):
+        assert parameter.grad is not None
 
 
 def test_scheduled_sampling_over_step_has_the_gradients_of_the_scan():
