@@ -93,7 +93,7 @@ def arguments(given: Sequence[str] | None) -> tuple[argparse.Namespace, Settings
 
 def usable(names: str | None, device: torch.device) -> tuple[str, ...]:
     """Our backends by name, or all that can run on ``device``, the fastest first."""
-    known = {backend.name: backend for backend in rnnsearch_kernels.backends()}
+    known = {backend.name: backend for backend in rnnsearch_kernels.list_backends()}
     reasons = {
         name: backend.missing or backend.why_not(backend.ops[0], device.type, backend.dtypes[0], False)
         for name, backend in known.items()
@@ -167,7 +167,7 @@ def measure(case: Case, settings: Settings, effort: Effort, probe: NoiseProbe, t
 
 def overhead_rows(settings: Settings, probe: NoiseProbe, threads: int) -> Iterator[list[Row]]:
     """The step overhead of each backend with kernels of its own to tell apart."""
-    compiled = {backend.name for backend in rnnsearch_kernels.backends() if backend.compiled}
+    compiled = {backend.name for backend in rnnsearch_kernels.list_backends() if backend.compiled}
     weights = Weights(OVERHEAD, settings)
     for backend in settings.able(torch.float32, "linear", "decoder_step"):
         if backend not in compiled:
@@ -208,7 +208,7 @@ def introduction(options: argparse.Namespace, settings: Settings) -> Iterator[st
     yield f"measured  reading GB/s: {rates}"
     rates = ", ".join(f"{str(dtype)[6:]} {arithmetic(dtype, *key) / 1e9:.0f}" for dtype in settings.dtypes)
     yield f"          large products GFLOP/s: {rates}"
-    for backend in rnnsearch_kernels.backends():
+    for backend in rnnsearch_kernels.list_backends():
         state = backend.missing or f"has {', '.join(backend.ops)}"
         yield f"backend   {backend.name}: {state if backend.missing or backend.name != 'reference' else 'has every op'}"
     reason = "left out by --quick" if options.quick else why_not_compiled(settings.device.type)

@@ -55,7 +55,7 @@ def decode_held_out(backends: Sequence[str], device: torch.device, limit: int | 
     yield f"{len(words)} held-out words through the shipped model, beam {BEAM}, {BATCH} at a time"
     encoder = RNNSearch.from_pretrained(MODEL_DIRECTORY).to(device)
     first: tuple[str, list[list[str]]] | None = None
-    for backend in rnnsearch_kernels.backends():
+    for backend in rnnsearch_kernels.list_backends():
         if backend.name not in backends:
             continue
         reasons = [backend.why_not(op, device.type, torch.float32, False) for op in DECODE_OPS]

@@ -31,7 +31,7 @@ class Settings:
         """
         found = [
             backend.name
-            for backend in rnnsearch_kernels.backends()
+            for backend in rnnsearch_kernels.list_backends()
             if backend.name in self.backends
             and all(backend.why_not(op, self.device.type, dtype, False) is None for op in ops)
         ]

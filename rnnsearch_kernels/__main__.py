@@ -15,7 +15,7 @@ import torch
 
 from . import __version__, native
 from .autograd import BACKWARD
-from .backends import Backend, backends, pick
+from .backends import Backend, list_backends, pick
 from .checks import STORAGE_DTYPES
 from .schema import OPS
 from .selftest import Outcome, check, devices, runs_on
@@ -72,7 +72,7 @@ def choices() -> Iterator[str]:
             yield _row(op, [_picked(op, device, dtype, False) for dtype in STORAGE_DTYPES])
             if BACKWARD.get(op) is not None:
                 yield _row("  with gradients", [_picked(op, device, dtype, True) for dtype in STORAGE_DTYPES])
-        for backend in backends():
+        for backend in list_backends():
             reasons = dict.fromkeys(
                 reason
                 for gradients in (False, True)
@@ -87,7 +87,7 @@ def choices() -> Iterator[str]:
 def self_test(outcomes: list[Outcome]) -> Iterator[str]:
     """Each available backend against the reference in float64; what was found is added to ``outcomes``."""
     for device in devices():
-        for backend in backends():
+        for backend in list_backends():
             if runs_on(backend, device):
                 for label in _instruction_sets(backend):
                     found = list(check(backend, device))

@@ -97,7 +97,7 @@ def register_backend(backend: Backend) -> None:
     _chosen.clear()
 
 
-def backends() -> tuple[Backend, ...]:
+def list_backends() -> tuple[Backend, ...]:
     """Every backend, the one that ``auto`` prefers first."""
     return tuple(sorted(_backends.values(), key=lambda backend: -backend.rank))
 
@@ -106,7 +106,7 @@ def pick(
     op: str, device: str, dtype: torch.dtype, differentiable: bool, requested: str = AUTO
 ) -> tuple[Backend | None, dict[str, str]]:
     """The backend that runs such a call, and why each other candidate does not."""
-    candidates = backends() if requested == AUTO else [_named(requested)]
+    candidates = list_backends() if requested == AUTO else [_named(requested)]
     reasons: dict[str, str] = {}
     for backend in candidates:
         reason = backend.why_not(op, device, dtype, differentiable)
@@ -145,7 +145,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     What comes out holds no op of this package, and can go on to ONNX. A scan is unrolled: its T is then fixed; B
     and S may stay dynamic.
     """
-    return {overload_of(op, backend.name): getattr(reference, op) for backend in backends() for op in backend.ops}
+    return {overload_of(op, backend.name): getattr(reference, op) for backend in list_backends() for op in backend.ops}
 
 
 def _named(name: str) -> Backend:

@@ -54,6 +54,6 @@ def implementations(
         (op, backend.name, device)
         for op in ops
         for device in devices()
-        for backend in rk.backends()
+        for backend in rk.list_backends()
         if runs_on(backend, device) and backend.why_not(op, device, dtype, gradients) is None
     ]

@@ -57,7 +57,7 @@ def test_it_is_chosen_by_name_and_by_rank():
     assert CALLS == []
     assert torch.equal(gru(backend=f"{NAME}_low"), plain) and CALLS == ["gru_scan"]
     assert torch.equal(gru(), plain) and CALLS == ["gru_scan"] * 2
-    names = [backend.name for backend in rk.backends()]
+    names = [backend.name for backend in rk.list_backends()]
     assert (names[0], names[-1]) == (f"{NAME}_high", f"{NAME}_low")
     gru(backend="reference")
     assert CALLS == ["gru_scan"] * 2

@@ -38,7 +38,7 @@ def weights(bench: Any) -> Any:
         vocabulary_size=20, beam_size=3,
     )  # fmt: skip
     module = bench("weights")
-    available = tuple(backend.name for backend in rnnsearch_kernels.backends() if backend.missing is None)
+    available = tuple(backend.name for backend in rnnsearch_kernels.list_backends() if backend.missing is None)
     settings = module.Settings(torch.device("cpu"), available, compile=False, everything=True)
     return module.Weights(workload, settings)
 
@@ -53,7 +53,7 @@ def test_the_command_prints_a_table_and_writes_rows_and_a_picture(tmp_path: Path
         assert part in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
     rows = json.loads(rows_file.read_text())
-    ours = {backend.name for backend in rnnsearch_kernels.backends() if backend.missing is None}
+    ours = {backend.name for backend in rnnsearch_kernels.list_backends() if backend.missing is None}
     assert {row["op"] for row in rows} >= {"additive_attention", "step", "beam_step", "beam_search"}
     for row in rows:
         assert row["backend"] in ours | BASELINES
@@ -185,7 +185,7 @@ def test_backends_that_pronounce_differently_stop_the_run(
     held_out = bench("held_out")
     (tmp_path / held_out.HELD_OUT).write_text("word\tW ER D\n")
     monkeypatch.setattr(held_out, "MODEL_DIRECTORY", tmp_path)
-    available = [backend for backend in rnnsearch_kernels.backends() if backend.missing is None][:2]
+    available = [backend for backend in rnnsearch_kernels.list_backends() if backend.missing is None][:2]
     if len(available) < 2:
         pytest.skip("there is one backend only, so nothing to differ from")
 

@@ -105,7 +105,7 @@ def test_step_and_scan_decompose_to_plain_aten():
 def test_decompositions_name_every_op_of_every_backend():
     table = rk.decompositions()
     assert {str(overload) for overload in table} == {
-        f"rnnsearch.{op}.{backend.name}" for backend in rk.backends() for op in backend.ops
+        f"rnnsearch.{op}.{backend.name}" for backend in rk.list_backends() for op in backend.ops
     }
 
 

@@ -40,7 +40,7 @@ def test_the_command_says_what_is_here_and_that_all_is_well():
     assert max(map(len, done.stdout.splitlines())) <= 100
     for op in OPS:
         assert op.name.endswith("_backward") or f"\n{op.name} " in done.stdout
-    for backend in rk.backends():
+    for backend in rk.list_backends():
         assert backend.name in done.stdout
 
 
@@ -101,7 +101,7 @@ def test_the_error_of_a_nan_is_infinite_and_that_of_equals_zero():
 
 
 def test_a_check_covers_every_op_and_dtype_of_a_backend():
-    (backend,) = [backend for backend in rk.backends() if backend.name == "reference"]
+    (backend,) = [backend for backend in rk.list_backends() if backend.name == "reference"]
     found = {(outcome.op, outcome.dtype) for outcome in check(backend, "cpu")}
     assert found == {(op.name, dtype) for op in OPS if not op.name.endswith("_backward") for dtype in backend.dtypes}
 
