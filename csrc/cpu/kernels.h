@@ -9,46 +9,9 @@
 
 #include <stdint.h>
 
+#include "scan_kernels.h"
+
 namespace rnnsearch {
-
-// bfloat16 as stored: the upper half of a float32.
-struct BFloat16 {
-  uint16_t bits;
-};
-
-// What a storage type is summed and carried in.
-template <class S>
-struct AccumulateOf {
-  using Type = float;
-};
-template <>
-struct AccumulateOf<double> {
-  using Type = double;
-};
-template <class S>
-using Accumulate = typename AccumulateOf<S>::Type;
-
-// Rows that may be of the storage or of the accumulate type.
-struct Rows {
-  const void* data;
-  int64_t stride;
-  bool is_storage;
-};
-
-template <class S>
-struct Matrix {
-  const S* data;
-  int64_t stride;
-};
-
-// (B, S, features): the keys, the memory or the prepared gates of all sentences.
-template <class S>
-struct Sentences {
-  const S* data;
-  int64_t sentence_stride;
-  int64_t position_stride;
-  int64_t features;
-};
 
 // y = x weightᵀ + bias over rows [row_begin, row_end) and outputs [output_begin, output_end). x is packed by `pack`;
 // row_begin is a multiple of row_block. y[0] is row_begin's output_begin.
@@ -185,6 +148,7 @@ struct KernelTable {
   void (*reset_row)(const GateArgs<S>& args);
   void (*gru_row)(const GateArgs<S>& args);
   void (*top_k)(const TopKArgs<S>& args, TopK<S>& best);
+  ScanKernels<S> scan;
 };
 
 // An instruction set this was compiled for.

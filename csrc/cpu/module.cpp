@@ -12,7 +12,9 @@ namespace py = pybind11;
 namespace {
 
 std::vector<std::string> ops() {
-  return {"linear", "additive_attention", "additive_attention_backward", "decoder_step", "gru_scan", "vocabulary_topk"};
+  return {"linear",       "additive_attention", "additive_attention_backward",
+          "decoder_step", "decoder_scan",       "decoder_scan_backward",
+          "gru_scan",     "gru_scan_backward",  "vocabulary_topk"};
 }
 
 py::dict build_info() {

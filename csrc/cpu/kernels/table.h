@@ -4,6 +4,8 @@
 #include "attention.h"
 #include "gates.h"
 #include "linear.h"
+#include "panel.h"
+#include "scan.h"
 #include "topk.h"
 
 namespace rnnsearch {
@@ -23,7 +25,9 @@ constexpr KernelTable<S> table() {
           to_storage<S>,
           reset_row<S>,
           gru_row<S>,
-          top_k<S>};
+          top_k<S>,
+          {kPanelVectors * lanes<T>, pack_weight<S>, panels<T>, prepare_keys<S>, scan_scores<S>, dot<S>, grad_query<S>,
+           grad_keys<S>, add_rows<S>, gates_backward<T>, reset_backward<T>}};
 }
 }  // namespace RNNSEARCH_ISA
 }  // namespace rnnsearch

@@ -1,0 +1,90 @@
+// Products with a weight that was packed once for many steps. A panel holds kPanelVectors vectors of outputs, side by
+// side for one input after another, so that each (row, output) has a lane of its own: its sum runs along the inputs in
+// their order, whatever rows and panels are computed beside it, and nothing is summed across lanes.
+#pragma once
+
+#include "simd.h"
+
+namespace rnnsearch {
+namespace RNNSEARCH_ISA {
+
+// Accumulators that the registers hold beside one vector of each of the panel's columns and one broadcast input.
+inline constexpr int kPanelVectors = RNNSEARCH_REGISTERS == 32 ? 4 : 2;
+inline constexpr int kPanelRows = 6;
+
+template <class S>
+void pack_weight(const PackWeightArgs<S>& args) {
+  using T = Accumulate<S>;
+  constexpr int64_t width = kPanelVectors * lanes<T>;
+  constexpr int64_t depth = 16;  // inputs that stay in the first-level cache while all outputs of a panel pass
+  for (int64_t o = args.begin; o < args.end;) {
+    const int64_t lane = o % width, take = args.end - o < width - lane ? args.end - o : width - lane;
+    T* panel = args.packed + o / width * args.I * width + lane;
+    const int64_t from = o - args.begin;
+    if (args.transposed) {
+      for (int64_t i = args.input_begin; i < args.input_end; ++i) {
+        const S* source = args.weight + (i - args.input_begin) * args.stride + from;
+        for (int64_t l = 0; l < take; l += lanes<T>) store(panel + i * width + l, load(source + l, take - l), take - l);
+      }
+    } else {
+      for (int64_t i = args.input_begin; i < args.input_end; i += depth) {
+        const int64_t deep = args.input_end - i < depth ? args.input_end - i : depth;
+        for (int64_t l = 0; l < take; ++l) {
+          const S* source = args.weight + (from + l) * args.stride + (i - args.input_begin);
+          T* target = panel + i * width + l;
+          if (deep == depth) {
+            for (int64_t d = 0; d < depth; ++d) target[d * width] = scalar(source[d]);
+          } else {
+            for (int64_t d = 0; d < deep; ++d) target[d * width] = scalar(source[d]);
+          }
+        }
+      }
+    }
+    o += take;
+  }
+}
+
+template <class T, int rows>
+INLINE void panel_tile(const PanelArgs<T>& args, const T* x, const T* panel, T* y, int64_t outputs, const T* bias) {
+  constexpr int n = lanes<T>, width = kPanelVectors * n;
+  Vec<T> total[rows][kPanelVectors] = {};
+  for (int64_t i = 0; i < args.I; ++i) {
+    Vec<T> w[kPanelVectors];
+    for (int v = 0; v < kPanelVectors; ++v) w[v] = load(panel + i * width + v * n);
+    for (int r = 0; r < rows; ++r) {
+      const Vec<T> input = broadcast(x[r * args.x_stride + i]);
+      for (int v = 0; v < kPanelVectors; ++v) total[r][v] += input * w[v];
+    }
+  }
+  for (int v = 0; v < kPanelVectors; ++v) {
+    const int64_t left = outputs - v * n;
+    if (left <= 0) break;
+    Vec<T> b = {};
+    if (bias != nullptr) b = load(bias + v * n, left);
+    for (int r = 0; r < rows; ++r) {
+      T* out = y + r * args.y_stride + v * n;
+      store(out, args.add ? load(out, left) + total[r][v] : total[r][v] + b, left);
+    }
+  }
+}
+
+template <class T>
+void panels(const PanelArgs<T>& args) {
+  constexpr int64_t width = kPanelVectors * lanes<T>;
+  const int64_t tiles = (args.rows + kPanelRows - 1) / kPanelRows;
+  for (int64_t p = args.panel_begin; p < args.panel_end; ++p) {
+    const T* panel = args.packed + p * args.I * width;
+    for (int64_t tile = 0, r = 0; tile < tiles; ++tile) {
+      // As even as whole rows allow.
+      const int64_t take = args.rows / tiles + (tile < args.rows % tiles);
+      choose<kPanelRows>(take, [&](auto rows) {
+        panel_tile<T, decltype(rows)::value>(args, args.x + r * args.x_stride, panel,
+                                             args.y + r * args.y_stride + p * width, args.O - p * width,
+                                             args.bias == nullptr ? nullptr : args.bias + p * width);
+      });
+      r += take;
+    }
+  }
+}
+}  // namespace RNNSEARCH_ISA
+}  // namespace rnnsearch

@@ -1,0 +1,171 @@
+// The way back through the GRU of a scan, step by step, and the gradients of its weights after the loop.
+//
+// The gradients of what enters the gates are kept for all steps, row after row in the order of the schedule:
+//   [n | r | z | r ∘ n | extra]    reset_after: u_n is multiplied by r before it enters n
+//   [n | r | z | extra]            otherwise
+// so that both the input's gates (the first three) and everything that reads the old state (all but the first, or
+// [r | z | extra]) lie side by side. extra is the gradient of the decoder's query.
+#pragma once
+
+#include <type_traits>
+
+#include "library.h"
+#include "packed_weight.h"
+#include "schedule.h"
+
+namespace rnnsearch {
+
+template <class S>
+class GruBackward {
+ public:
+  using T = Accumulate<S>;
+
+  // extra: that many more features that read the old state through extra_weight (extra, H), padded to `extra_room`.
+  GruBackward(const Schedule& rows, const Matrix<S>& hidden_weight, int64_t H, bool reset_after,
+              const Matrix<S>& extra_weight, int64_t extra, int64_t extra_room)
+      : kernels_(kernels<S>()),
+        rows_(rows),
+        H_(H),
+        reset_after_(reset_after),
+        extra_(extra),
+        through_((reset_after ? 3 * H : 2 * H) + extra),
+        stride_((reset_after ? 4 * H : 3 * H) + extra_room),
+        grads_(empty({rows.total(), stride_}, scalar_type<T>)),
+        old_states_(empty({rows.total(), H}, scalar_type<T>)),
+        reset_states_(empty({reset_after ? 0 : rows.total(), H}, scalar_type<T>)),
+        grad_state_(rows.batch() * H),
+        grad_reset_(rows.batch() * H),
+        to_state_(H, through_),
+        to_reset_(reset_after ? 0 : H, H) {
+    const int64_t direct = through_ - extra;
+    to_state_.inputs(hidden_weight, 0, direct);
+    if (extra > 0) to_state_.inputs(extra_weight, direct, extra);
+    if (!reset_after) to_reset_.inputs({hidden_weight.data + 2 * H * hidden_weight.stride, hidden_weight.stride}, 0, H);
+    std::fill_n(grad_state_.data(), rows.batch() * H, T(0));
+  }
+
+  // The old states in the order of the schedule: `state` and all but each row's last of `states` (B, T, H).
+  void gather_states(const Tensor& state, const T* states) const {
+    parallel(rows_.steps(), rows_.batch() * H_, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t)
+        for (int64_t n = 0; n < rows_.running(t); ++n) {
+          const int64_t b = rows_.row(n);
+          const T* from = t == 0 ? pointer<T>(state) + b * state.stride(0) : states + rows_.place(b, t - 1) * H_;
+          std::copy_n(from, H_, old_state(rows_.offset(t) + n));
+        }
+    });
+  }
+
+  T* grads(int64_t row) const { return pointer<T>(grads_) + row * stride_; }
+  T* extra(int64_t row) const { return grads(row) + (reset_after_ ? 4 : 3) * H_; }
+  T* old_state(int64_t row) const { return pointer<T>(old_states_) + row * H_; }
+  int64_t stride() const { return stride_; }
+
+  // Step t up to the gates: fills n, r, z (and r ∘ n) of its rows.
+  template <class F>
+  void gates(int64_t t, const F& results_of) const {
+    const int64_t N = rows_.running(t), first = rows_.offset(t);
+    const auto for_rows = [&](void (*kernel)(const GateBackwardArgs<T>&)) {
+      parallel(N, 40 * H_, [&](int64_t begin, int64_t end) {
+        for (int64_t n = begin; n < end; ++n) {
+          const auto [grad_new_state, gates] = results_of(n);
+          T* carried = grad_state_.data() + n * H_;
+          kernel({carried, grad_new_state, gates, old_state(first + n), grad_reset_.data() + n * H_, grads(first + n),
+                  carried, pointer<T>(reset_states_) + (first + n) * H_, H_, reset_after_});
+        }
+      });
+    };
+    for_rows(kernels_.scan.gates_backward);
+    if (!reset_after_) {
+      to_reset_.product(grads(first), stride_, N, nullptr, grad_reset_.data(), H_);
+      for_rows(kernels_.scan.reset_backward);
+    }
+  }
+
+  // The rest of step t, when extra is there: the gradient of the old state.
+  void state(int64_t t) const {
+    to_state_.add_product(grads(rows_.offset(t)) + H_, stride_, rows_.running(t), grad_state_.data(), H_);
+  }
+
+  // After the loop ----
+
+  void store_grad_state(T* grad_state) const {
+    for (int64_t n = 0; n < rows_.batch(); ++n)
+      std::copy_n(grad_state_.data() + n * H_, H_, grad_state + rows_.row(n) * H_);
+  }
+
+  // grad_input_gates (B, T, 3H) in r, z, n.
+  template <class V>
+  void store_grad_input(V* out) const {
+    rows_.zero_rest(out, 3 * H_);
+    parallel(rows_.steps(), rows_.batch() * 3 * H_, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t)
+        for (int64_t n = 0; n < rows_.running(t); ++n) {
+          const T* from = grads(rows_.offset(t) + n);
+          V* to = out + rows_.place(rows_.row(n), t) * 3 * H_;
+          store(from + H_, to, 2 * H_);
+          store(from, to + 2 * H_, H_);
+        }
+    });
+  }
+
+  // Sums over all rows, in their order: of r, z and the n part of u; and of extra.
+  void store_grad_biases(S* grad_hidden_bias, S* grad_extra_bias) const {
+    const Scratch<T> sums(stride_);
+    parallel(stride_, rows_.total(), [&](int64_t begin, int64_t end) {
+      std::fill(sums.data() + begin, sums.data() + end, T(0));
+      for (int64_t row = 0; row < rows_.total(); ++row)
+        for (int64_t i = begin; i < end; ++i) sums.data()[i] += grads(row)[i];
+    });
+    kernels_.to_storage(sums.data() + H_, grad_hidden_bias, 2 * H_);
+    kernels_.to_storage(sums.data() + (reset_after_ ? 3 * H_ : 0), grad_hidden_bias + 2 * H_, H_);
+    if (extra_ > 0) kernels_.to_storage(sums.data() + (reset_after_ ? 4 : 3) * H_, grad_extra_bias, extra_);
+  }
+
+  // Every weight's gradient is one product over all steps. contexts: what the decoder's gates read beside the input, in
+  // the order of the schedule, where there is any.
+  struct WeightGrads {
+    Tensor hidden_weight;
+    OptionalTensor extra_weight, context_weight;
+  };
+  void store_grad_weights(const WeightGrads& out, const OptionalTensor& contexts) const {
+    const Tensor grads = in_storage(grads_), old = in_storage(old_states_);
+    const auto of = [&](int64_t begin, int64_t count) {
+      return torch::stable::transpose(columns_part(grads, begin, count), 0, 1);
+    };
+    const int64_t direct = through_ - extra_;
+    library_mm(of(H_, direct), old, rows_part(out.hidden_weight, 0, direct));
+    if (!reset_after_) library_mm(of(0, H_), in_storage(reset_states_), rows_part(out.hidden_weight, direct, H_));
+    if (extra_ > 0) library_mm(of((reset_after_ ? 4 : 3) * H_, extra_), old, *out.extra_weight);
+    if (contexts.has_value()) {
+      library_mm(of(H_, 2 * H_), *contexts, rows_part(*out.context_weight, 0, 2 * H_));
+      library_mm(of(0, H_), *contexts, rows_part(*out.context_weight, 2 * H_, H_));
+    }
+  }
+
+  // As the products of large matrices take them.
+  Tensor in_storage(const Tensor& values) const {
+    if constexpr (std::is_same_v<S, T>) {
+      return values;
+    } else {
+      return torch::stable::to(values, scalar_type<S>);
+    }
+  }
+
+ private:
+  static void store(const T* from, T* to, int64_t count) { std::copy_n(from, count, to); }
+  template <class V>
+  void store(const T* from, V* to, int64_t count) const {
+    kernels_.to_storage(from, to, count);
+  }
+
+  const KernelTable<S>& kernels_;
+  const Schedule& rows_;
+  int64_t H_;
+  bool reset_after_;
+  int64_t extra_, through_, stride_;
+  Tensor grads_, old_states_, reset_states_;
+  Scratch<T> grad_state_, grad_reset_;
+  PackedWeight<S> to_state_, to_reset_;
+};
+}  // namespace rnnsearch
