@@ -15,40 +15,45 @@ inline constexpr int kRowTile = RNNSEARCH_REGISTERS == 32 ? 6 : 3;
 // Rows that share a walk through the weights: their inputs stay in the second-level cache.
 inline constexpr int64_t kRowBlock = 48;
 
-// Outputs [begin, end) of the four that follow, to be fetched into the second-level cache meanwhile.
-template <class S>
-struct Ahead {
-  const S* weight;
-  int begin, end;
-};
+// The arrays of a tile live in registers only where every loop over them is unrolled from the start.
+#define RNNSEARCH_UNROLL _Pragma("GCC unroll 8")
 
-template <class S, int rows, int outputs>
+// Inputs [i, i + n) of one tile; `load_weight(o)` is output o's part of them.
+template <class S, int rows, int outputs, class Load>
+INLINE void dot_inputs(Vec<Accumulate<S>> (&total)[rows][outputs], const Accumulate<S>* x, int64_t x_stride,
+                       const Load& load_weight) {
+  Vec<Accumulate<S>> w[outputs];
+  RNNSEARCH_UNROLL
+  for (int o = 0; o < outputs; ++o) w[o] = load_weight(o);
+  RNNSEARCH_UNROLL
+  for (int r = 0; r < rows; ++r) {
+    const Vec<Accumulate<S>> v = load(x + r * x_stride);
+    RNNSEARCH_UNROLL
+    for (int o = 0; o < outputs; ++o) total[r][o] += v * w[o];
+  }
+}
+
+// Meanwhile `fetched` rows from `ahead` on are brought into the second-level cache.
+template <class S, int rows, int outputs, int fetched>
 INLINE void dot_tile(const Accumulate<S>* x, int64_t x_stride, const S* weight, int64_t weight_stride, int64_t I,
-                     Ahead<S> ahead, Accumulate<S>* y, int64_t y_stride, const Accumulate<S>* bias) {
+                     const S* ahead, Accumulate<S>* y, int64_t y_stride, const Accumulate<S>* bias) {
   using T = Accumulate<S>;
   constexpr int n = lanes<T>;
-  Vec<T> total[rows][outputs] = {};
+  const Vec<T> zero = {};
+  Vec<T> total[rows][outputs];
+  RNNSEARCH_UNROLL
+  for (int r = 0; r < rows; ++r) {
+    RNNSEARCH_UNROLL
+    for (int o = 0; o < outputs; ++o) total[r][o] = zero;
+  }
   int64_t i = 0;
   for (; i + n <= I; i += n) {
-    Vec<T> w[outputs];
-    for (int o = 0; o < outputs; ++o) w[o] = load(weight + o * weight_stride + i);
-    // Constant bounds, so that the loop is unrolled.
-    for (int o = 0; o < kOutputTile; ++o)
-      if (o >= ahead.begin && o < ahead.end) __builtin_prefetch(ahead.weight + o * weight_stride + i, 0, 2);
-    for (int r = 0; r < rows; ++r) {
-      const Vec<T> v = load(x + r * x_stride + i);
-      for (int o = 0; o < outputs; ++o) total[r][o] += v * w[o];
-    }
+    RNNSEARCH_UNROLL
+    for (int o = 0; o < fetched; ++o) __builtin_prefetch(ahead + o * weight_stride + i, 0, 2);
+    dot_inputs<S>(total, x + i, x_stride, [&](int o) { return load(weight + o * weight_stride + i); });
   }
-  if (i < I) {
-    Vec<T> w[outputs];
-    for (int o = 0; o < outputs; ++o) w[o] = load(weight + o * weight_stride + i, I - i);
-    for (int r = 0; r < rows; ++r) {
-      const Vec<T> v = load(x + r * x_stride + i);
-      for (int o = 0; o < outputs; ++o) total[r][o] += v * w[o];
-    }
-  }
-  const Vec<T> zero = {};
+  if (i < I) dot_inputs<S>(total, x + i, x_stride, [&](int o) { return load(weight + o * weight_stride + i, I - i); });
+  RNNSEARCH_UNROLL
   for (int r = 0; r < rows; ++r) {
     T sums[kOutputTile];
     if constexpr (outputs == kOutputTile) {
@@ -56,6 +61,7 @@ INLINE void dot_tile(const Accumulate<S>* x, int64_t x_stride, const S* weight, 
     } else {
       sum4<T>(total[r][0], zero, zero, zero, sums);
     }
+    RNNSEARCH_UNROLL
     for (int o = 0; o < outputs; ++o) y[r * y_stride + o] = sums[o] + bias[o];
   }
 }
@@ -67,13 +73,20 @@ void dot_rows(int64_t rows, const Accumulate<S>* x, int64_t x_stride, const S* w
   for (int64_t tile = 0, r = 0; tile < tiles; ++tile) {
     // As even as whole rows allow: 8 are 4 + 4, not 6 + 2.
     const int64_t take = rows / tiles + (tile < rows % tiles);
-    // Every tile of rows fetches its share, so that memory is busy all the time.
-    Ahead<S> ahead = {next, static_cast<int>(tile * kOutputTile / tiles),
-                      static_cast<int>((tile + 1) * kOutputTile / tiles)};
-    if (next == nullptr) ahead.end = 0;
     choose<kRowTile>(take, [&](auto count) {
-      dot_tile<S, decltype(count)::value, outputs>(x + r * x_stride, x_stride, weight, weight_stride, I, ahead,
-                                                   y + r * y_stride, y_stride, bias);
+      const auto run = [&](auto fetched, const S* ahead) {
+        dot_tile<S, decltype(count)::value, outputs, decltype(fetched)::value>(
+            x + r * x_stride, x_stride, weight, weight_stride, I, ahead, y + r * y_stride, y_stride, bias);
+      };
+      // Every tile of rows fetches its share, so that memory is busy all the time; with many, compute is what counts.
+      if (next == nullptr || tile >= kOutputTile)
+        run(Count<0>{}, nullptr);
+      else if (tiles == 1)
+        run(Count<kOutputTile>{}, next);
+      else if (tiles == 2)
+        run(Count<kOutputTile / 2>{}, next + tile * (kOutputTile / 2) * weight_stride);
+      else
+        run(Count<1>{}, next + tile * weight_stride);
     });
     r += take;
   }
