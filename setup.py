@@ -142,6 +142,12 @@ def native_arguments() -> dict[str, object]:
                 say(f"installing without the C++ extension, which could not be built: {error}")
                 self.extensions = []
 
+        def copy_file(self, source: str, target: str, *args: object, **options: object) -> object:
+            """Replaces the file instead of writing into it, which would crash whoever has it loaded."""
+            if os.path.isfile(target):
+                os.unlink(target)
+            return super().copy_file(source, target, *args, **options)
+
     extensions = [extension for extension in (cpu_extension(), cuda_extension()) if extension is not None]
     return {"ext_modules": extensions, "cmdclass": {"build_ext": BuildOrGoOn}}
 
