@@ -53,7 +53,7 @@ class Toy:
         def topk(k: int, banned_ids: Tensor | None) -> tuple[Tensor, Tensor]:
             kept = log_probs.clone()
             for row, banned in enumerate([] if banned_ids is None else banned_ids.tolist()):
-                kept[row, [id for id in banned if id >= 0]] = -math.inf
+                kept[row, [id for id in banned if 0 <= id < self.vocabulary_size]] = -math.inf
             return kept.topk(min(k, self.vocabulary_size))
 
         return topk, state, attn_weights
@@ -237,6 +237,31 @@ def test_a_banned_unknown_token_never_fills_the_beam() -> None:
     assert not (toy.search(beam_size=3, n_best=3, max_length=6, ban_ids=(2,)).tokens == 2).any()
 
 
+@pytest.mark.parametrize("step", ["step", "topk_step"])
+def test_a_ban_of_what_is_no_token_bans_nothing(step: str) -> None:
+    toy = Toy([4], vocabulary_size=5, seed=4)
+    found = [
+        beam_search(getattr(toy, step), toy.state(), toy.memory, bos_id=BOS, eos_id=EOS, beam_size=3, ban_ids=ban_ids)
+        for ban_ids in ((2,), (2, -1, 5, 999))
+    ]
+    assert torch.equal(found[0].tokens, found[1].tokens) and torch.equal(found[0].scores, found[1].scores)
+
+
+def test_a_search_inside_a_step_disturbs_nothing() -> None:
+    """No state but what is passed: searches may be nested, and run at the same time."""
+    toy, other = Toy([4, 2], vocabulary_size=6, seed=1), Toy([3], vocabulary_size=7, seed=2)
+    inner = []
+
+    def step(*arguments) -> tuple:
+        inner.append(other.search(beam_size=3).tokens)
+        return toy.step(*arguments)
+
+    options = {"bos_id": BOS, "eos_id": EOS, "beam_size": 4, "n_best": 2, "no_repeat_ngram_size": 2}
+    found = beam_search(step, toy.state(), toy.memory, **options)
+    assert torch.equal(found.tokens, toy.search(beam_size=4, n_best=2, no_repeat_ngram_size=2).tokens)
+    assert all(torch.equal(tokens, other.search(beam_size=3).tokens) for tokens in inner)
+
+
 def test_a_hypothesis_cut_at_max_length_says_so_and_stands_last() -> None:
     toy = Toy([2], vocabulary_size=5, seed=6)
     toy.log_probs[..., EOS] = -30.0
@@ -250,6 +275,9 @@ def test_missing_hypotheses_have_length_zero() -> None:
     found = toy.search(beam_size=4, n_best=4, max_length=3, ban_ids=(0, 2))
     assert found.lengths.tolist() == [[1, 0, 0, 0]]
     assert found.scores[0, 1:].eq(-math.inf).all()
+    nothing = toy.search(beam_size=2, n_best=2, min_length=2, max_length=3, ban_ids=(0, 2))
+    assert nothing.lengths.eq(0).all() and nothing.scores.eq(-math.inf).all() and not nothing.finished.any()
+    assert nothing.attn_weights is not None and nothing.attn_weights.shape == (1, 2, 0, 2)
 
 
 def test_a_nested_state_is_reordered_with_its_rows() -> None:
@@ -312,6 +340,12 @@ def test_a_bad_step_is_named() -> None:
         search(lambda log_probs, state, attn: (log_probs, state, None))
     with pytest.raises(ValueError, match="`step` returned a NaN log-probability for sentence 0"):
         search(lambda log_probs, state, attn: (log_probs.index_fill(1, torch.tensor([4]), math.nan), state, attn))
+    with pytest.raises(ValueError, match=r"`attn_weights` of `step` must be \(N, S\) = \(2, S\); got \(1, 3\)"):
+        search(lambda log_probs, state, attn: (log_probs, state, attn[:1]))
+    with pytest.raises(ValueError, match=r"`state` of `step` must have N = 2 rows; got \(1,\)"):
+        search(lambda log_probs, state, attn: (log_probs, state[:1], attn))
+    with pytest.raises(ValueError, match=r"the memory is of 2 sentences and `state` of 3"):
+        beam_search(toy.step, torch.zeros(3), toy.memory, bos_id=BOS, eos_id=EOS)
     with pytest.raises(ValueError, match=r"read from `memory\.memory`"):
         beam_search(toy.step, toy.state(), None, bos_id=BOS, eos_id=EOS)
     with pytest.raises(ValueError, match="`state` has no rows"):

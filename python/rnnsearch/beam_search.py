@@ -118,7 +118,7 @@ def beam_search(
         raise ValueError("`state` has no rows: there is no sentence to search for")
     padding = None
     if coverage_penalty or max_length is None:
-        padding = _source_padding(memory)
+        padding = _source_padding(memory, count)
     limits = _length_limits(max_length, max_length_factor, min_length, padding, count)
     bans = torch.tensor([*ban_ids, eos_id], dtype=torch.int64, device=device)
     sentences = torch.arange(count, device=device)
@@ -139,8 +139,7 @@ def beam_search(
     while live.limits:
         length += 1
         log_probs, state, attn_weights = step(live.tokens, state, memory, live.memory_index)
-        if attn_weights is None and (return_attn or coverage_penalty):
-            raise ValueError("`step` returned no attn_weights, which `return_attn` and `coverage_penalty` need")
+        _check_step(state, attn_weights, live.tokens.shape[0], bool(return_attn or coverage_penalty))
         banned = banned_ids(
             bans if length < min_length else bans[:-1], live.emitted, no_repeat_ngram_size, live.tokens.shape[0]
         )
@@ -247,7 +246,17 @@ def _check_options(
         raise ValueError(f"`no_repeat_ngram_size` must be at least 0; got {ngram_size}")
 
 
-def _source_padding(memory: Any) -> Tensor:
+def _check_step(state: Any, attn_weights: Tensor | None, rows: int, attn_needed: bool) -> None:
+    if attn_weights is None:
+        if attn_needed:
+            raise ValueError("`step` returned no attn_weights, which `return_attn` and `coverage_penalty` need")
+    elif attn_weights.dim() != 2 or attn_weights.shape[0] != rows:
+        raise ValueError(f"`attn_weights` of `step` must be (N, S) = ({rows}, S); got {tuple(attn_weights.shape)}")
+    if _first_tensor(state).shape[0] != rows:
+        raise ValueError(f"`state` of `step` must have N = {rows} rows; got {tuple(_first_tensor(state).shape)}")
+
+
+def _source_padding(memory: Any, count: int) -> Tensor:
     """(B, S) bool, True where there is no source."""
     values = getattr(memory, "memory", None)
     if not isinstance(values, Tensor) or not hasattr(memory, "key_padding_mask"):
@@ -255,6 +264,8 @@ def _source_padding(memory: Any) -> Tensor:
             "the source lengths, which `max_length` = None and `coverage_penalty` need, are read from `memory.memory` "
             f"(B, S, M) and `memory.key_padding_mask`; {type(memory).__name__} has none"
         )
+    if len(values) != count:
+        raise ValueError(f"the memory is of {len(values)} sentences and `state` of {count}")
     mask: Tensor | None = memory.key_padding_mask
     return values.new_zeros(values.shape[:2], dtype=torch.bool) if mask is None else mask
 

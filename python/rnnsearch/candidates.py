@@ -27,9 +27,9 @@ def row_candidates(log_probs: Tensor | TopK, k: int, banned: Tensor | None, rows
     log_probs = log_probs.float()
     vocabulary_size = log_probs.shape[1]
     if banned is not None:
-        # Column V takes the -1 of rows that have fewer bans.
+        # Column V takes what is no token: the -1 of rows that have fewer bans, and bans of another vocabulary.
         mask = torch.zeros(rows, vocabulary_size + 1, dtype=torch.bool, device=log_probs.device)
-        mask.scatter_(1, banned.masked_fill(banned < 0, vocabulary_size), True)
+        mask.scatter_(1, banned.masked_fill((banned < 0) | (banned >= vocabulary_size), vocabulary_size), True)
         log_probs = log_probs.masked_fill(mask[:, :-1], -math.inf)
     values, token_ids = log_probs.topk(min(k, vocabulary_size))
     return values, token_ids

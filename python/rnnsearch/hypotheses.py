@@ -161,8 +161,8 @@ class History:
         count = int(lengths.max())
         steps = self._steps[:count]
         if not count:
-            empty = last_scores.new_empty(len(rows), 0)
-            return empty.long(), empty, None
+            empty, first = last_scores.new_empty(len(rows), 0), self._steps[0].attn_weights
+            return empty.long(), empty, None if first is None else first.new_empty(len(rows), 0, first.shape[1])
         last = lengths == torch.arange(1, count + 1, device=self.device).unsqueeze(1)  # (T, R)
         # Where a hypothesis is not yet entered it follows row 0 of any step; that is masked below.
         row = torch.zeros_like(rows)
