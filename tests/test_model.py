@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from rnnsearch import CheckpointError, RNNSearch, RNNSearchConfig, Vocabulary, checkpoint
+from rnnsearch.beam_search import beam_search
 from rnnsearch.data import pad
 from rnnsearch.pronunciation import MODEL_DIRECTORY, read_words
 from safetensors.torch import load_file, save_file
@@ -197,6 +200,8 @@ def test_translations_come_in_the_order_of_the_sources() -> None:
             assert entry.attn_weights.shape == (len(entry.token_scores), len(word) + 1)
             assert "<unk>" not in entry.tokens
             assert len(entry.token_scores) - len(entry.tokens) in (0, 1)
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1; got 0"):
+        model.translate([["a"]], batch_size=0)
     with pytest.raises(ValueError, match="translate needs both vocabularies"):
         RNNSearch(model.config).translate([["a"]])
 
@@ -225,6 +230,32 @@ def test_a_word_gets_the_same_phonemes_alone_and_in_any_batch() -> None:
     assert by_batch[0] == by_batch[1] == by_batch[2]
 
 
+def test_keys_are_computed_once_a_sentence_and_not_at_every_step() -> None:
+    model = make_model()
+    source, lengths = pad(SENTENCES, 0)
+    wanted = model.generate(source, lengths, beam_size=3)
+    with torch.inference_mode():
+        memory, state = model.encode(source, lengths)
+        model.decoder.key_proj.weight.fill_(torch.nan)
+        model.decoder.key_proj.bias.fill_(torch.nan)
+        options = {"bos_id": 1, "eos_id": 2, "ban_ids": (0, 1)}
+        found = beam_search(model.step, state, memory, beam_size=3, **options)
+    assert torch.equal(found.tokens, wanted.tokens) and torch.equal(found.scores, wanted.scores)
+
+
+def test_two_searches_at_once_give_what_each_gives_alone() -> None:
+    """The model holds no state between steps, so one model serves several threads."""
+    model = make_model(dtype=torch.float32, scale=1.0)
+    sources = [[4 + (i + j) % 6 for j in range(1 + i % 5)] + [2] for i in range(24)]
+
+    def generate(source: list[int]) -> list:
+        return model.generate(torch.tensor([source]), beam_size=4, n_best=2).tokens.tolist()
+
+    alone = [generate(source) for source in sources]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(generate, sources)) == alone
+
+
 @pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
 def test_a_saved_model_comes_back(tmp_path: Path, dtype: torch.dtype | None) -> None:
     model = make_model(dtype=torch.float32)
@@ -239,23 +270,41 @@ def test_a_saved_model_comes_back(tmp_path: Path, dtype: torch.dtype | None) -> 
         RNNSearch(model.config).save_pretrained(tmp_path)
 
 
-def test_an_interrupted_save_leaves_the_old_model_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("file", range(3))
+def test_an_interrupted_save_leaves_the_old_model_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: int
+) -> None:
+    """Whichever file is being written, and though the new model has other sizes."""
     make_model(dtype=torch.float32).save_pretrained(tmp_path)
-    before = (tmp_path / "model.safetensors").read_bytes()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    written = itertools.count()
 
     def interrupt(descriptor: int) -> None:
-        raise KeyboardInterrupt
+        if next(written) == file:
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoint.os, "fsync", interrupt)
+    other = RNNSearch(RNNSearchConfig(len(SOURCE), len(TARGET), **{**SIZES, "hidden_size": 9}), SOURCE, TARGET)
     with pytest.raises(KeyboardInterrupt):
-        make_model(dtype=torch.float32, scale=0.1).save_pretrained(tmp_path)
-    assert (tmp_path / "model.safetensors").read_bytes() == before
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "vocabulary.json", "model.safetensors"}
+        other.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    monkeypatch.undo()
+    other.save_pretrained(tmp_path)
+    assert RNNSearch.from_pretrained(tmp_path).config.hidden_size == 9
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    model = make_model(dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
     with torch.no_grad():
-        broken = make_model(dtype=torch.float32)
-        broken.output.bias[0] = torch.nan
+        model.output.bias[0] = 1e6  # too large for float16
     with pytest.raises(CheckpointError, match=r"`output\.bias` has values that are not finite"):
-        broken.save_pretrained(tmp_path)
+        model.save_pretrained(tmp_path, dtype=torch.float16)
+    with torch.no_grad():
+        model.output.bias[0] = torch.nan
+    with pytest.raises(CheckpointError, match=r"`output\.bias` has values that are not finite"):
+        model.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 

@@ -159,7 +159,7 @@ def beam_search(
             at_limit = torch.tensor([limit <= length for limit in live.limits], device=device)
             rows = best.parents.view(-1)
             cut_scores = scoring(best.scores, length, _select(coverage, rows), _select(row_padding, rows))
-            cut_scores = cut_scores.masked_fill((leaving | ~at_limit).unsqueeze(1), -math.inf)
+            cut_scores = cut_scores.masked_fill(~at_limit.unsqueeze(1), -math.inf)
             history.cut(Cut(live.sentences, cut_scores, best.token_scores, best.parents, best.tokens, length))
             leaving = leaving | at_limit
         live, parents, token_scores = _advance(live, best, best_finished, leaving, coverage)

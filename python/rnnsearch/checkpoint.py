@@ -4,8 +4,8 @@
     config.json         {"model_type": "rnnsearch", "format": 1, "config": {...}}
     vocabulary.json     {"source": [...], "target": [...]}
 
-Each file is written beside its place and then moved there, so an interrupted save leaves the old file whole. The
-weights come last: they are what a training run replaces, while the other two stay as they are.
+All three are written beside their places before the first is moved there, so a save that is interrupted, or finds the
+disk full, leaves the old model whole.
 """
 
 from __future__ import annotations
@@ -52,9 +52,13 @@ def save(
     _check_finite(directory / WEIGHTS, tensors)
     directory.mkdir(parents=True, exist_ok=True)
     described = {"model_type": MODEL_TYPE, "format": FORMAT, "config": dict(config)}
-    write_atomically(directory / CONFIG, _json(described))
-    write_atomically(directory / VOCABULARY, _json({side: list(tokens) for side, tokens in vocabularies.items()}))
-    write_atomically(directory / WEIGHTS, save_tensors(tensors, metadata={"format": "pt"}))
+    write_atomically(
+        {
+            directory / CONFIG: _json(described),
+            directory / VOCABULARY: _json({side: list(tokens) for side, tokens in vocabularies.items()}),
+            directory / WEIGHTS: save_tensors(tensors, metadata={"format": "pt"}),
+        }
+    )
 
 
 def load(directory: str | Path) -> Saved:
@@ -105,21 +109,25 @@ def explained(directory: str | Path) -> Iterator[None]:
         raise CheckpointError(f"the model in {directory} cannot be built: {error}") from error
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside ``path``, to the disk, then move into its place."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+def write_atomically(contents: Mapping[Path, bytes]) -> None:
+    """Write each file beside its place and to the disk; when all are whole, move them into their places."""
+    umask = os.umask(0)
+    os.umask(umask)
+    temporaries: dict[Path, Path] = {}
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are for their owner alone
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        for path, content in contents.items():
+            descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            temporaries[path] = Path(name)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o666 & ~umask)  # mkstemp's files are for their owner alone
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)
+    finally:
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
 
 
 def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:

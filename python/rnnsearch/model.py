@@ -177,6 +177,8 @@ class RNNSearch(nn.Module):
         """
         if self.source_vocabulary is None or self.target_vocabulary is None:
             raise ValueError("translate needs both vocabularies: give them to RNNSearch or use from_pretrained")
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1; got {batch_size}")
         options.setdefault("ban_ids", () if replace_unknown else (self.config.unk_id,))
         device = self.output.weight.device
         encoded = [self.source_vocabulary.encode(source) for source in sources]
