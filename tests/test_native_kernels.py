@@ -101,6 +101,22 @@ def test_error_against_float64_truth(name: str, dtype: torch.dtype) -> None:
 
 
 @each_isa
+@pytest.mark.parametrize("rows", [1, 12, 50])
+def test_bfloat16_weights_times_float32_rows_have_the_error_of_a_float32_product(rows: int) -> None:
+    """A weight of few bits is no reason to round what it is multiplied with."""
+    weight = torch.randn(67, 500).bfloat16()
+    errors, plain_errors, truths = [], [], []
+    for seed in range(SEEDS):
+        input = torch.randn(rows, 500, generator=torch.Generator().manual_seed(seed))
+        truth = input.double() @ weight.double().T
+        errors.append(native_op("linear", input, weight, None)[0].double() - truth)
+        plain_errors.append((input @ weight.float().T).double() - truth)
+        truths.append(truth)
+    bound = allowed(rms(torch.stack(plain_errors)), torch.stack(truths), torch.float32)
+    assert rms(torch.stack(errors)) <= bound
+
+
+@each_isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("biased", [False, True])
 def test_topk_against_a_full_sort(dtype: torch.dtype, biased: bool) -> None:
@@ -141,6 +157,13 @@ def test_topk_without_enough_to_choose_from_and_with_nan() -> None:
     assert ids.tolist() == [[4, 0, 1, 2], [0, 1, 2, 3]]
     assert log_probs[0].tolist() == [0, -torch.inf, -torch.inf, -torch.inf]
     assert log_probs[1].isnan().all()
+    impossible = torch.full((6,), -torch.inf)
+    for result, expected in zip(
+        native_op("vocabulary_topk", readout, torch.ones(6, 3), impossible, None, 4),
+        plain("vocabulary_topk", readout, torch.ones(6, 3), impossible, None, 4),
+        strict=True,
+    ):
+        torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
     banned = torch.tensor([[4, 0, 1, 2, 3]] * 2)
     log_probs, ids = native_op("vocabulary_topk", torch.zeros(2, 3), torch.ones(6, 3), None, banned, 3)
     assert ids[0].tolist() == [5, 0, 1]

@@ -75,11 +75,12 @@ void vocabulary_topk_rows(const PackedRows<S>& rows, int64_t row_begin, int64_t 
     for (int64_t tile = 0; tile < tiles; ++tile)
       if (const T sum = sums.data()[tile * N + n]; sum != 0)
         total += static_cast<double>(sum) * std::exp(static_cast<double>(maxima.data()[tile * N + n]) - most);
-    const double log_total = std::log(total);
-    if (std::isnan(log_total)) {
+    // A NaN among the logits, or none above -inf: there is no distribution to choose from.
+    if (!(total > 0)) {
       for (int64_t i = 0; i < k; ++i) out[i] = std::numeric_limits<T>::quiet_NaN(), ids[i] = i;
       continue;
     }
+    const double log_total = std::log(total);
     // Merge the pieces' lists, each best first.
     int64_t count = 0;
     for (Candidates<S>& piece : pieces) {
