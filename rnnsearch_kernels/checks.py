@@ -39,8 +39,7 @@ class Plan:
     def check(self, args: Sequence[Any]) -> Sizes:
         """The sizes by letter; ValueError, TypeError or RuntimeError (devices) where an argument is wrong."""
         storage = args[self.storage]
-        if not isinstance(storage, Tensor):
-            raise TypeError(f"`{self.op.args[self.storage].name}` must be a tensor; got {type(storage).__name__}")
+        check_tensor(self.op.args[self.storage].name, storage)
         device, dtype = storage.device, storage.dtype
         if dtype not in STORAGE_DTYPES:
             raise TypeError(f"`{self.op.args[self.storage].name}` must be one of {_names(STORAGE_DTYPES)}; got {dtype}")
@@ -57,8 +56,7 @@ class Plan:
             tensor = args[position]
             if tensor is None and arg.optional:
                 continue
-            if not isinstance(tensor, Tensor):
-                raise TypeError(f"`{arg.name}` must be a tensor; got {type(tensor).__name__}")
+            check_tensor(arg.name, tensor)
             if tensor.dtype not in allowed[arg.role]:
                 raise TypeError(
                     f"`{arg.name}` must be {_names(allowed[arg.role])}"
@@ -135,11 +133,17 @@ def padding_mask(key_padding_mask: Tensor | None, memory_lengths: Tensor | None,
         return key_padding_mask
     if key_padding_mask is not None:
         raise ValueError("give `key_padding_mask` or `memory_lengths`, not both")
+    check_tensor("memory", memory)
     if memory.dim() != 3:
         raise ValueError(f"`memory` must be (B, S, M); got {tuple(memory.shape)}")
     sentences, source = memory.shape[:2]
     check_lengths("memory_lengths", memory_lengths, sentences, source, "S")
     return torch.arange(source, device=memory_lengths.device) >= memory_lengths[:, None]
+
+
+def check_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"`{name}` must be a tensor; got {type(value).__name__}")
 
 
 def check_mask(key_padding_mask: Tensor | None, memory: Tensor) -> None:

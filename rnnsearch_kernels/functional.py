@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,8 +59,9 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend
     """
     if not isinstance(input, Tensor) or input.dim() in (0, 2):
         return _call("linear", backend, (input, weight, bias))
-    output = _call("linear", backend, (input.reshape(-1, input.shape[-1]), weight, bias))
-    return output.reshape(*input.shape[:-1], weight.shape[0])
+    *leading, features = input.shape
+    output = _call("linear", backend, (input.reshape(math.prod(leading), features), weight, bias))
+    return output.reshape(*leading, weight.shape[0])
 
 
 def additive_attention(
@@ -287,9 +289,9 @@ def vocabulary_topk(
         backend: ``"auto"`` or a backend's name.
 
     Returns:
-        log_probs (N, k) in the accumulate dtype, largest first, and token_ids (N, k) int64, of equals the
-        lowest first. Where a row has fewer than k tokens left the rest is -inf; a row with a NaN among its
-        logits is NaN.
+        log_probs (N, k) in the accumulate dtype, largest first, and token_ids (N, k) int64, of equal logits
+        the lowest id first. Where a row has fewer than k tokens left the rest is -inf; a row with a NaN among
+        its logits, or with none above -inf, is NaN.
 
     Raises:
         ValueError, TypeError, RuntimeError: a shape, dtype or device is wrong, or the backend cannot run it.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .backends import AUTO
-from .checks import check_lengths, check_mask, padding_mask
+from .checks import check_lengths, check_mask, check_tensor, padding_mask
 from .functional import decoder_scan, decoder_step, linear
 from .reference.linear import accumulate_dtype
 
@@ -274,6 +274,9 @@ class FusedBahdanauDecoder(nn.Module):
                 only.
             need_weights: whether to return the attention weights.
         """
+        check_tensor("input_t", input_t)
+        if not isinstance(memory, PreparedMemory):
+            raise TypeError(f"`memory` must be what `prepare_memory` gave; got {type(memory).__name__}")
         if input_t.dim() != 2 or input_t.shape[1] != self.input_size:
             raise ValueError(f"`input_t` must be (N, E) = (N, {self.input_size}); got {tuple(input_t.shape)}")
         weights, backend = memory.weights, self.backend
@@ -323,6 +326,7 @@ class FusedBahdanauDecoder(nn.Module):
         Returns:
             :class:`DecoderOutput` with the state after each row's last step.
         """
+        check_tensor("input", input)
         if input.dim() != 3 or input.shape[2] != self.input_size:
             raise ValueError(f"`input` must be (B, T, E) = (B, T, {self.input_size}); got {tuple(input.shape)}")
         self._check_memory(memory)
@@ -360,6 +364,7 @@ class FusedBahdanauDecoder(nn.Module):
         )
 
     def _check_memory(self, memory: Tensor) -> None:
+        check_tensor("memory", memory)
         if memory.dim() != 3 or memory.shape[2] != self.memory_size or memory.shape[1] < 1:
             raise ValueError(
                 f"`memory` must be (B, S, M) = (B, S, {self.memory_size}) with S at least 1; got {tuple(memory.shape)}"

@@ -104,6 +104,14 @@ def test_what_is_no_tensor_is_named(op, backend, device):
             assert f"`{arg.name}` must be a tensor; got NoneType" in str(raised(op, backend, args))
 
 
+@pytest.mark.parametrize(("op", "backend", "device"), implementations("linear"))
+def test_an_input_without_features_is_an_error_whatever_its_leading_sizes(op, backend, device):
+    for leading in ((), (3,), (3, 4)):
+        args = {"input": torch.ones(*leading, 0, device=device), "weight": torch.ones(5, 0, device=device)}
+        error = raised(op, backend, args)
+        assert isinstance(error, ValueError) and "every size at least 1" in str(error)
+
+
 @pytest.mark.parametrize("letter", ["S", "B", "T", "H"])
 @pytest.mark.parametrize(("op", "backend", "device"), IMPLEMENTATIONS)
 def test_a_size_of_nothing_is_an_error(op, backend, device, letter):
@@ -171,6 +179,8 @@ def test_wrong_memory_lengths_are_named(lengths, error, message):
     args = example(BY_NAME["additive_attention"], absent={*INFERENCE_ONLY, "key_padding_mask"})
     with pytest.raises(error, match=message):
         call("additive_attention", "auto", {**args, "memory_lengths": lengths})
+    with pytest.raises(TypeError, match="`memory` must be a tensor; got list"):
+        call("additive_attention", "auto", {**args, "memory": [1.0], "memory_lengths": torch.tensor([1])})
     with pytest.raises(ValueError, match=r"`memory` must be \(B, S, M\).*got \(4, 7\)"):
         lengths = torch.ones(4, dtype=torch.int64)
         call("additive_attention", "auto", {**args, "memory": args["memory"][..., 0], "memory_lengths": lengths})
@@ -215,6 +225,8 @@ def test_the_module_names_what_does_not_fit():
         (lambda: decoder.prepare_memory(memory, key_padding_mask=mask[:1, 1:]), "`key_padding_mask` must be"),
         (lambda: decoder.step(input, None, prepared), r"`input_t` must be \(N, E\) = \(N, 6\); got \(3, 4, 6\)"),
         (lambda: decoder.step(input[:2, 0], None, prepared), "need `memory_index`"),
+        (lambda: decoder.step(input[:, 0], None, memory), "`memory` must be what `prepare_memory` gave; got Tensor"),
+        (lambda: decoder(input, [1.0]), "`memory` must be a tensor; got list"),
         (lambda: rk.FusedBahdanauDecoder(6, 0, 7), "`hidden_size` must be at least 1; got 0"),
     ]
     for wrong, message in cases:
