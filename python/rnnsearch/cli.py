@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,16 +20,32 @@ class UserError(Exception):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: done. 1: it could not be done, and stderr says why. 2: wrong usage. 130: interrupted."""
+    """0: done. 1: it could not be done, and stderr says why. 2: wrong usage. 130: interrupted. 141: the reader of
+    stdout has gone, as in ``rnnsearch pronounce ... | head -1``."""
     options = _parser().parse_args(arguments)
     try:
-        return int(options.run(options))
+        status = int(options.run(options))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        _drop_output()
+        return 141
     except (UserError, CheckpointError, ValueError, RuntimeError, OSError, ArithmeticError) as error:
         print(f"rnnsearch: {error}", file=sys.stderr)
+        if isinstance(error, OSError):
+            _drop_output()
         return 1
     except KeyboardInterrupt:
         print("rnnsearch: interrupted", file=sys.stderr)
         return 130
+
+
+def _drop_output() -> None:
+    """What stdout could not take is not tried again when Python ends, which would complain a second time."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -125,7 +142,7 @@ def _pronounce(options: argparse.Namespace) -> int:
     words = [word.lower().replace("’", "'") for word in options.words]
     for word in words:
         if not pronunciation.is_word(word):
-            raise UserError(f"a word is made of the letters a to z and apostrophes; got {word!r}")
+            raise UserError(f"{pronunciation.NO_WORD}; got {word!r}")
     if options.plot is not None and len(words) > 1:
         raise UserError(f"--plot draws one word; got {len(words)}")
     beam_size = max(options.beam_size, options.n_best)

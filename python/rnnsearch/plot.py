@@ -15,8 +15,10 @@ def plot_alignment(path: Path, source: Sequence[str], translation: Translation) 
 
     Raises:
         RuntimeError: matplotlib is not installed.
-        ValueError: the name of the file has an ending that matplotlib cannot write.
+        ValueError: the name of the file has no ending, or one that matplotlib cannot write.
     """
+    if not path.suffix:
+        raise ValueError(f"the picture's name must end in .png or the like; got {path}")
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from rnnsearch.checkpoint import write_atomically
 from rnnsearch.config import RNNSearchConfig
 from rnnsearch.data import encode_pairs
 from rnnsearch.model import RNNSearch
@@ -34,6 +35,7 @@ MODEL_DIRECTORY = Path(__file__).parent / "models" / "pronunciation"
 HELD_OUT = "held_out.tsv"
 SHIPPED_WORDS = 500
 
+NO_WORD = "a word is made of the letters a to z and apostrophes"
 _WORD = re.compile(r"(?=.*[a-z])[a-z']+")
 
 Pronunciations = dict[str, list[list[str]]]
@@ -73,11 +75,15 @@ def clean(entries: Iterable[tuple[str, Sequence[str]]]) -> Pronunciations:
         word = word.lower()
         if not is_word(word):
             continue
-        unstressed = [phoneme.rstrip("012") for phoneme in phonemes]
+        unstressed = without_stress(phonemes)
         known = words.setdefault(word, [])
         if unstressed not in known:
             known.append(unstressed)
     return dict(sorted(words.items()))
+
+
+def without_stress(phonemes: Iterable[str]) -> list[str]:
+    return [phoneme.rstrip("012") for phoneme in phonemes]
 
 
 def is_word(text: str) -> bool:
@@ -173,16 +179,23 @@ def edit_distance(left: Sequence[str], right: Sequence[str]) -> int:
 
 
 def read_words(path: Path) -> Pronunciations:
-    """A word and its pronunciations a line, between tabs; phonemes between spaces."""
+    """A word and its pronunciations a line, between tabs; phonemes between spaces. Case and stress are dropped."""
     words: Pronunciations = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error})") from error
+    for number, line in enumerate(lines, 1):
         word, *found = line.split("\t")
-        if not word or not found:
+        word, pronunciations = word.lower(), [pronunciation.split() for pronunciation in found]
+        if not word or not pronunciations or not all(pronunciations):
             raise ValueError(f"{path}, line {number}: a word, a tab and a pronunciation are wanted; got {line!r}")
-        words[word] = [pronunciation.split() for pronunciation in found]
+        if not is_word(word):
+            raise ValueError(f"{path}, line {number}: {NO_WORD}; got {word!r}")
+        words.setdefault(word, []).extend(map(without_stress, pronunciations))
     return words
 
 
 def write_words(path: Path, words: Pronunciations) -> None:
     lines = ["\t".join([word, *(" ".join(phonemes) for phonemes in found)]) for word, found in words.items()]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_atomically({path: ("\n".join(lines) + "\n").encode()})
