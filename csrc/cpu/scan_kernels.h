@@ -110,6 +110,16 @@ struct GradKeysArgs {
   Accumulate<S>* grad_score_weight;  // A
 };
 
+// sums[i] = Σ values[row, i] for columns i in [begin, end), row after row.
+template <class T>
+struct ColumnSumArgs {
+  const T* values;
+  int64_t stride;
+  int64_t rows;
+  int64_t begin, end;
+  T* sums;
+};
+
 // One row of the way back through a GRU step. grads holds [n | r | z | r ∘ n] where the reset comes after the product
 // and [n | r | z] where it comes before: the gradients of the gates' inputs, and of u.
 template <class T>
@@ -147,6 +157,7 @@ struct ScanKernels {
   void (*grad_query)(const GradQueryArgs<S>& args);
   void (*grad_keys)(const GradKeysArgs<S>& args);
   void (*add_rows)(const AddRowsArgs<S>& args);
+  void (*column_sums)(const ColumnSumArgs<T>& args);
   void (*gates_backward)(const GateBackwardArgs<T>& args);
   void (*reset_backward)(const GateBackwardArgs<T>& args);
 };

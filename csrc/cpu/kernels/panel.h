@@ -3,7 +3,7 @@
 // their order, whatever rows and panels are computed beside it, and nothing is summed across lanes.
 #pragma once
 
-#include "simd.h"
+#include "arithmetic.h"
 
 namespace rnnsearch {
 namespace RNNSEARCH_ISA {

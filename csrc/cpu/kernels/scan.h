@@ -134,12 +134,12 @@ void grad_query(const GradQueryArgs<S>& args) {
 
 template <class S, int positions>
 INLINE void grad_keys_tile(const GradKeysArgs<S>& args, int64_t p, int64_t a, const Accumulate<S>* queries,
-                           const Accumulate<S>* grads, Vec<Accumulate<S>>& grad_weight) {
+                           const Accumulate<S>* grads, Vec<Accumulate<S>>& grad_weight, bool small) {
   using T = Accumulate<S>;
   constexpr int n = lanes<T>;
   const PreparedKeys<S>& keys = args.keys;
-  const bool small = keys.is_small[p / kPositionTile] && args.queries_are_small;
-  Vec<T> total[positions] = {}, key[positions];
+  // Summed over the steps here, and over the tiles by the caller: errors grow with each count alone.
+  Vec<T> total[positions] = {}, key[positions], shares = {};
   if (small)
     for (int i = 0; i < positions; ++i) key[i] = load(keys.exponential + (p + i) * keys.padded + a);
   const auto pass = [&](auto exponential) {
@@ -149,7 +149,7 @@ INLINE void grad_keys_tile(const GradKeysArgs<S>& args, int64_t p, int64_t a, co
         const Vec<T> e = exponential(i, query), r = reciprocal(e + 1);
         const Vec<T> share = broadcast(grads[t * kPositionTile + i]) * r, scaled = share * e;
         total[i] += scaled * r;
-        grad_weight += scaled - share;
+        shares += scaled - share;
       }
     }
   };
@@ -157,6 +157,7 @@ INLINE void grad_keys_tile(const GradKeysArgs<S>& args, int64_t p, int64_t a, co
     pass([&](int i, Vec<T> query) { return query * key[i]; });
   else
     pass([&](int i, Vec<T> query) { return exact_exponential<S>(keys, query, p + i, a); });
+  grad_weight += shares;
   const Vec<T> scale = 4 * load(args.score_weight + a);
   for (int i = 0; i < positions; ++i)
     store(args.grad_keys + keys.positions[p + i] * keys.A + a, scale * total[i], keys.A - a);
@@ -167,18 +168,21 @@ void grad_keys(const GradKeysArgs<S>& args) {
   using T = Accumulate<S>;
   constexpr int n = lanes<T>;
   T* queries = args.scratch;
+  // The whole sentence takes one form: its queries are laid out once for all positions.
+  bool small = args.queries_are_small;
+  for (int64_t p = 0; p < args.keys.count; p += kPositionTile) small = small && args.keys.is_small[p / kPositionTile];
   for (int64_t a = args.begin; a < args.end; a += n) {
     // This vector of every step's query, side by side.
     for (int64_t t = 0; t < args.steps; ++t) {
       const Vec<T> q = load(args.queries + args.query_rows[t] * args.query_stride + a, args.keys.A - a);
-      store(queries + t * n, args.queries_are_small ? exp<T>(q + q) : q);
+      store(queries + t * n, small ? exp<T>(q + q) : q);
     }
     Vec<T> grad_weight = {};
     for (int64_t p = 0; p < args.keys.count; p += kPositionTile) {
       const int64_t take = args.keys.count - p < kPositionTile ? args.keys.count - p : kPositionTile;
       const T* grads = args.grad_scores + p * args.steps;
       choose<kPositionTile>(take, [&](auto count) {
-        grad_keys_tile<S, decltype(count)::value>(args, p, a, queries, grads, grad_weight);
+        grad_keys_tile<S, decltype(count)::value>(args, p, a, queries, grads, grad_weight, small);
       });
     }
     store(args.grad_score_weight + a, grad_weight, args.keys.A - a);
@@ -190,6 +194,18 @@ void add_rows(const AddRowsArgs<S>& args) {
   for (int64_t i = 0; i < args.count; i += lanes<Accumulate<S>>) {
     const int64_t left = args.count - i;
     store(args.out + i, load(args.left + i, left) + load(args.right + i, left), left);
+  }
+}
+
+template <class T>
+void column_sums(const ColumnSumArgs<T>& args) {
+  for (int64_t i = args.begin; i < args.end; i += lanes<T>) store(args.sums + i, Vec<T>{}, args.end - i);
+  for (int64_t row = 0; row < args.rows; ++row) {
+    const T* values = args.values + row * args.stride;
+    for (int64_t i = args.begin; i < args.end; i += lanes<T>) {
+      const int64_t left = args.end - i;
+      store(args.sums + i, load(args.sums + i, left) + load(values + i, left), left);
+    }
   }
 }
 

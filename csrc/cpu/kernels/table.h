@@ -27,7 +27,7 @@ constexpr KernelTable<S> table() {
           gru_row<S>,
           top_k<S>,
           {kPanelVectors * lanes<T>, pack_weight<S>, panels<T>, prepare_keys<S>, scan_scores<S>, dot<S>, grad_query<S>,
-           grad_keys<S>, add_rows<S>, gates_backward<T>, reset_backward<T>}};
+           grad_keys<S>, add_rows<S>, column_sums<T>, gates_backward<T>, reset_backward<T>}};
 }
 }  // namespace RNNSEARCH_ISA
 }  // namespace rnnsearch

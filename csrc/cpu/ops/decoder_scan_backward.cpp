@@ -102,15 +102,15 @@ Grads decoder_scan_backward(const Tensor& grad_states_, const Tensor& grad_conte
             const int32_t* positions = attention.positions(b);
             const T* weights = pointer<T>(attn_weights) + place * S_;
             const T* outside = pointer<T>(grad_attn_weights) + place * S_;
-            T mean = 0;
+            double mean = 0;
             for (int64_t p = 0; p < count; ++p) {
               scores[p] += outside[positions[p]];
-              mean += weights[positions[p]] * scores[p];
+              mean += static_cast<double>(weights[positions[p]]) * scores[p];
             }
             T* kept = scores_of(b);
             const int64_t length = rows.length(b);
             for (int64_t p = 0; p < count; ++p) {
-              scores[p] = weights[positions[p]] * (scores[p] - mean);
+              scores[p] = weights[positions[p]] * (scores[p] - static_cast<T>(mean));
               kept[(p / kPositionTile * length + t) * kPositionTile + p % kPositionTile] = scores[p];
             }
           },

@@ -33,6 +33,8 @@ class GruBackward {
         grads_(empty({rows.total(), stride_}, scalar_type<T>)),
         old_states_(empty({rows.total(), H}, scalar_type<T>)),
         reset_states_(empty({reset_after ? 0 : rows.total(), H}, scalar_type<T>)),
+        grads_data_(pointer<T>(grads_)),
+        old_states_data_(pointer<T>(old_states_)),
         grad_state_(rows.batch() * H),
         grad_reset_(rows.batch() * H),
         to_state_(H, through_),
@@ -56,9 +58,9 @@ class GruBackward {
     });
   }
 
-  T* grads(int64_t row) const { return pointer<T>(grads_) + row * stride_; }
+  T* grads(int64_t row) const { return grads_data_ + row * stride_; }
   T* extra(int64_t row) const { return grads(row) + (reset_after_ ? 4 : 3) * H_; }
-  T* old_state(int64_t row) const { return pointer<T>(old_states_) + row * H_; }
+  T* old_state(int64_t row) const { return old_states_data_ + row * H_; }
   int64_t stride() const { return stride_; }
 
   // Step t up to the gates: fills n, r, z (and r ∘ n) of its rows.
@@ -113,9 +115,7 @@ class GruBackward {
   void store_grad_biases(S* grad_hidden_bias, S* grad_extra_bias) const {
     const Scratch<T> sums(stride_);
     parallel(stride_, rows_.total(), [&](int64_t begin, int64_t end) {
-      std::fill(sums.data() + begin, sums.data() + end, T(0));
-      for (int64_t row = 0; row < rows_.total(); ++row)
-        for (int64_t i = begin; i < end; ++i) sums.data()[i] += grads(row)[i];
+      kernels_.scan.column_sums({grads_data_, stride_, rows_.total(), begin, end, sums.data()});
     });
     kernels_.to_storage(sums.data() + H_, grad_hidden_bias, 2 * H_);
     kernels_.to_storage(sums.data() + (reset_after_ ? 3 * H_ : 0), grad_hidden_bias + 2 * H_, H_);
@@ -165,6 +165,8 @@ class GruBackward {
   bool reset_after_;
   int64_t extra_, through_, stride_;
   Tensor grads_, old_states_, reset_states_;
+  T* grads_data_;
+  T* old_states_data_;
   Scratch<T> grad_state_, grad_reset_;
   PackedWeight<S> to_state_, to_reset_;
 };

@@ -91,10 +91,12 @@ inline Rows rows_of(const Tensor& tensor, const Signature& call) {
 template <class T>
 class Scratch {
  public:
-  explicit Scratch(int64_t count) : tensor_(empty({count * static_cast<int64_t>(sizeof(T))}, ScalarType::Byte)) {}
-  T* data() const { return pointer<T>(tensor_); }
+  explicit Scratch(int64_t count)
+      : tensor_(empty({count * static_cast<int64_t>(sizeof(T))}, ScalarType::Byte)), data_(pointer<T>(tensor_)) {}
+  T* data() const { return data_; }
 
  private:
   Tensor tensor_;
+  T* data_;
 };
 }  // namespace rnnsearch

@@ -1,0 +1,174 @@
+"""How fast is training here? Teacher-forced decoding and the encoder's GRU, forward, and forward with every gradient.
+
+Results and all gradients are checked against float64 first. ``products`` is the time of the same matrix products alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+# The profiler that counts memory announces itself on standard error otherwise; read when torch is loaded.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+import torch
+from baselines import why_not_compiled
+from cases import Case
+from checking import Mismatch, check, errors
+from decode_speed import usable
+from machine import header
+from report import Row, write_json
+from scan_cases import gru_case, products, scan_case
+from timing import NOISY, NoiseProbe, interleaved, peak_mb
+from update import update_lines
+from weights import Settings, Weights
+from workloads import WORKLOADS, Workload, named
+
+PASSES = {"forward": False, "forward+backward": True}
+# The workloads whose whole update, of a model of their sizes, is timed.
+UPDATED = ("tiny", "small")
+
+HEADING = f"    {'backend':<22}{'dtype':<10}{'median ms':>9}  {'p25 – p75':<18}{'× eager':>7}{'× products':>12}"
+HEADING += f"{'beside':>10}{'peak MB':>10}"
+LEGEND = """\
+median and quartiles of interleaved calls, keys and input gates included; × eager: the first row over this one;
+× products: this row over the same matrix products in the same dtype alone, beside: the share of its time that is more
+than theirs; peak: allocated through PyTorch during a call; ~ : the machine was noisy while this was measured"""
+
+
+def arguments(given: Sequence[str] | None) -> tuple[argparse.Namespace, Settings, list[Workload]]:
+    parser = argparse.ArgumentParser(prog="scan_speed.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--workload", metavar="NAMES", help=f"of {', '.join(WORKLOADS)}; all by default")
+    parser.add_argument("--backend", metavar="NAMES", help="which of our backends; all that can run by default")
+    parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
+    parser.add_argument("--quick", action="store_true", help="three rounds and no whole update")
+    parser.add_argument(
+        "--all", action="store_true", help="also the reference in every dtype, and the loop around a compiled step"
+    )
+    options = parser.parse_args(given)
+    try:
+        workloads = named(options.workload)
+        device = torch.device(options.device)
+        backends = usable(options.backend, device)
+    except (ValueError, RuntimeError) as error:
+        parser.error(str(error))
+    if options.threads < 1:
+        parser.error(f"--threads must be at least 1; got {options.threads}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: this torch sees no CUDA device")
+    settings = Settings(
+        device=device,
+        backends=backends,
+        compile=not options.quick and why_not_compiled(device.type) is None,
+        everything=options.all,
+    )
+    return options, settings, workloads
+
+
+def measure(cases: Sequence[Case], pass_: str, weights: Weights, least: int, probe: NoiseProbe) -> list[Row]:
+    """Check every case, then time them all in turn, the same products among them."""
+    settings = weights.settings
+    for case in cases:
+        check(case)
+    calls = {(case.op, *contender): call for case in cases for contender, call in case.calls.items()}
+    if cases[0].op == "scan":
+        for dtype in settings.dtypes:
+            calls["scan", "products", dtype] = products(weights, dtype, backward=PASSES[pass_])
+    before = probe.check()
+    named_calls = {" ".join(map(str, key)): call for key, call in calls.items()}
+    timings = interleaved(named_calls, settings.device, budget_s=1.0, least=least, most=40)
+    noisy = max(before, probe.check()) > NOISY
+    peaks = {key: None if key[1] == "products" else peak_mb(call, settings.device) for key, call in calls.items()}
+    return [
+        Row(
+            workload=weights.workload.name,
+            op=op,
+            pass_=pass_,
+            backend=backend,
+            dtype=str(dtype).removeprefix("torch."),
+            device=settings.device.type,
+            threads=torch.get_num_threads(),
+            sentences=weights.workload.batch,
+            rows=weights.workload.batch,
+            steps=1,
+            median_ms=timing.median_ms,
+            p25_ms=timing.p25_ms,
+            p75_ms=timing.p75_ms,
+            peak_mb=peaks[op, backend, dtype],
+            floor_ms=None,
+            floor=None,
+            noisy=noisy,
+        )
+        for (op, backend, dtype), timing in zip(calls, timings.values(), strict=True)
+    ]
+
+
+def table(rows: Sequence[Row]) -> Iterator[str]:
+    """All contenders of one pass; ``rows`` start with eager, or with nn.GRU."""
+    first = rows[0]
+    yield f"  {first.op} {first.pass_}"
+    for row in rows:
+        name = row.backend + row.op.removeprefix(first.op).replace("_", " ")
+        line = f"    {name:<22}{row.dtype:<10}{row.median_ms:>9.1f}{'~' if row.noisy else ' '}"
+        line += f" {f'{row.p25_ms:.1f} – {row.p75_ms:.1f}':<18}{first.median_ms / row.median_ms:>7.2f}"
+        products = [other for other in rows if (other.backend, other.dtype) == ("products", row.dtype)]
+        line += f"{row.median_ms / products[0].median_ms:>12.2f}" if products else f"{'':>12}"
+        # What is not in products is 1 - 1 / that.
+        line += f"{1 - products[0].median_ms / row.median_ms:>10.0%}" if products else f"{'':>10}"
+        line += f"{row.peak_mb:>10.1f}" if row.peak_mb is not None else ""
+        yield line
+
+
+def errors_of(case: Case) -> Iterator[str]:
+    """How far from float64 bfloat16 is, beside float32: the largest RMS error of a result or gradient over its largest
+    value."""
+    for contender, call in case.calls.items():
+        if contender.backend in ("eager", "cpu"):
+            found = errors(case, call(), case.truth(contender.dtype))
+            worst = max(error / largest for error, largest in found if largest > 0)
+            yield f"    error of {contender.backend} {str(contender.dtype)[6:]}: {worst:.2g}"
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    options, settings, workloads = arguments(given)
+    least = 3 if options.quick else 7
+    torch.set_num_threads(options.threads)
+    begin = time.perf_counter()
+    rows: list[Row] = []
+    probe = NoiseProbe(settings.device)
+    for line in header(settings.device, options.threads):
+        print(line, flush=True)
+    try:
+        for workload in workloads:
+            weights = Weights(workload, settings)
+            print(f"\n{workload}\n{HEADING}", flush=True)
+            for pass_, backward in PASSES.items():
+                for make in (scan_case, gru_case):
+                    torch.compiler.reset()
+                    cases = [make(weights, backward=backward, reset_after=after) for after in (True, False)]
+                    found = measure(cases, pass_, weights, least, probe)
+                    rows += found
+                    print("\n".join(table(found)), flush=True)
+                    if make is scan_case and backward:
+                        print("\n".join(errors_of(cases[0])), flush=True)
+            if workload.name in UPDATED and not options.quick:
+                print("  a whole update of a model of these sizes, Adam, ms in each part")
+                for line in update_lines(workload, settings, least):
+                    print(line, flush=True)
+    except Mismatch as error:
+        print(f"MISMATCH, so nothing more is timed: {error}", file=sys.stderr)
+        return 1
+    print(f"\n{LEGEND}\n{time.perf_counter() - begin:.0f} s; noise: up to {probe.worst:.0%} between and within probes")
+    if options.json:
+        write_json(options.json, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
