@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .reference.linear import accumulate_dtype
+from .reference.dtypes import accumulate_dtype
 from .schema import BY_NAME
 
 # The op that a differentiable op's formula calls; None where plain products are enough.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reference.linear import accumulate_dtype
+from .reference.dtypes import accumulate_dtype
 from .schema import ACCUMULATE, FLOAT, INDEX, MASK, STORAGE, Arg, Flag, Op
 
 STORAGE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .backends import AUTO
 from .checks import check_lengths, check_mask, check_tensor, padding_mask
 from .functional import decoder_scan, decoder_step, linear
-from .reference.linear import accumulate_dtype
+from .reference.dtypes import accumulate_dtype
 
 
 class DecoderOutput(NamedTuple):

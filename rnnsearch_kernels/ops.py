@@ -16,7 +16,7 @@ from torch.library import Library
 
 from .autograd import BACKWARD, formula, without_backward
 from .checks import Plan, Sizes, split_size
-from .reference.linear import accumulate_dtype
+from .reference.dtypes import accumulate_dtype
 from .schema import ACCUMULATE, INDEX, OPS, STORAGE, Arg, Flag, Op
 
 NAMESPACE = "rnnsearch"

@@ -19,7 +19,7 @@ from .autograd import BACKWARD
 from .backends import ANY_DEVICE, Backend
 from .checks import split_size
 from .ops import overload_of
-from .reference.linear import accumulate_dtype
+from .reference.dtypes import accumulate_dtype
 from .schema import BY_NAME, INDEX, MASK, OPS, STORAGE, Arg, Flag, Op
 
 # Odd on purpose, and none equal to another: a mixed-up size or a missing tail shows.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .linear import accumulate_dtype
+from .dtypes import accumulate_dtype
 
 
 def zero_padding(values: Tensor, key_padding_mask: Tensor | None) -> Tensor:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from .attention import attend, sentence_of_row, softmax_backward, zero_padding
+from .dtypes import accumulate_dtype
 from .gru import gru_cell, gru_cell_backward, hidden_weight_grad, steps_within, zero_outside
-from .linear import accumulate_dtype, linear
+from .linear import linear
 
 
 def _advance(

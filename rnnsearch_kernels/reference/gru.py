@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .linear import accumulate_dtype, linear
+from .dtypes import accumulate_dtype
+from .linear import linear
 
 
 def gru_cell(

@@ -1,14 +1,11 @@
-"""``output = input weightᵀ + bias``, and the dtype that everything is summed in."""
+"""``output = input weightᵀ + bias``."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-
-def accumulate_dtype(storage: torch.dtype) -> torch.dtype:
-    """What sums, statistics and carried states of ``storage`` tensors are held in."""
-    return torch.float64 if storage == torch.float64 else torch.float32
+from .dtypes import accumulate_dtype
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
