@@ -22,6 +22,7 @@ import torch
 from baselines import why_not_compiled
 from cases import Case, attention_case, beam_search_case, beam_step_case, scan_case, step_case
 from checking import Mismatch, check
+from command import run, why_not_written
 from held_out import decode_held_out
 from machine import header
 from overhead import step_overhead
@@ -74,11 +75,14 @@ def arguments(given: Sequence[str] | None) -> tuple[argparse.Namespace, Settings
         parser.error(str(error))
     if options.threads < 1:
         parser.error(f"--threads must be at least 1; got {options.threads}")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: this torch sees no CUDA device")
-    for path in (options.json, options.plot):
-        if path and not path.absolute().parent.is_dir():
-            parser.error(f"there is no folder {path.absolute().parent} to write {path.name} in")
+    if device.type not in ("cpu", "cuda"):
+        parser.error(f"--device must be cpu or cuda; got {device}")
+    if device.type == "cuda" and torch.cuda.device_count() <= (device.index or 0):
+        parser.error(f"--device {device}: this torch sees no such CUDA device")
+    for flag, path in (("--json", options.json), ("--plot", options.plot)):
+        reason = why_not_written(path) if path else None
+        if reason:
+            parser.error(f"{flag}: {reason}")
     reason = why_no_picture(options.plot) if options.plot else None
     if reason:
         parser.error(reason)
@@ -105,7 +109,7 @@ def usable(names: str | None, device: torch.device) -> tuple[str, ...]:
             raise ValueError(f"a backend must be one of {list(known)}; got {name!r}")
         if reasons[name]:
             raise ValueError(f"backend {name!r} cannot run: {reasons[name]}")
-    return tuple(names.split(","))
+    return tuple(dict.fromkeys(names.split(",")))
 
 
 def cases(workload: Workload, settings: Settings, effort: Effort) -> Iterator[Callable[[], Case]]:
@@ -267,4 +271,4 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

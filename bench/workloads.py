@@ -54,4 +54,4 @@ def named(names: str | None) -> list[Workload]:
     unknown = [name for name in names.split(",") if name not in WORKLOADS]
     if unknown:
         raise ValueError(f"a workload must be one of {list(WORKLOADS)}; got {unknown[0]!r}")
-    return [WORKLOADS[name] for name in names.split(",")]
+    return [WORKLOADS[name] for name in dict.fromkeys(names.split(","))]

@@ -8,6 +8,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,10 @@ def test_the_command_prints_a_table_and_writes_rows_and_a_picture(tmp_path: Path
         (["--backend", "abacus"], "got 'abacus'"),
         (["--threads", "0"], "--threads must be at least 1; got 0"),
         (["--device", "nowhere"], "nowhere"),
+        (["--device", "meta"], "--device must be cpu or cuda; got meta"),
         (["--json", "no/such/folder/rows.json"], "to write rows.json in"),
+        (["--json", "."], "--json: . is a folder"),
+        (["--plot", "/dev/full/speed.png"], "there is no folder /dev/full"),
         (["--plot", "speed.bad"], "--plot must end in one of .png, .svg, .pdf; got speed.bad"),
     ],
 )
@@ -88,11 +92,79 @@ def test_what_cannot_be_done_is_said(
     assert message in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_written_in_is_refused_before_the_run(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = bench("command")
+    assert command.why_not_written(tmp_path / "rows.json") is None and not list(tmp_path.iterdir())
+
+    def refuse(**options: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(command.tempfile, "TemporaryFile", refuse)
+    assert (
+        command.why_not_written(tmp_path / "rows.json") == f"nothing can be written in {tmp_path} (Permission denied)"
+    )
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (BrokenPipeError, 141)])
+def test_an_interrupted_run_shows_no_traceback(error: type[BaseException], status: int) -> None:
+    code = f"import command\ndef main(): raise {error.__name__}\ncommand.run(main)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=BENCH, capture_output=True, text=True)
+    assert done.returncode == status and "Traceback" not in done.stderr
+
+
+def test_a_name_given_twice_is_measured_once(bench: Any) -> None:
+    options = ["--workload", "tiny,tiny", "--backend", "reference,reference"]
+    _, settings, workloads = bench("decode_speed").arguments(options)
+    assert settings.backends == ("reference",) and [workload.name for workload in workloads] == ["tiny"]
+
+
+def test_the_table_says_how_many_times_faster_and_how_noisy(bench: Any) -> None:
+    report = bench("report")
+    eager = report.Row(
+        workload="tiny", op="step", pass_="forward", backend="eager", dtype="float32", device="cpu", threads=1,
+        sentences=1, rows=5, steps=1, median_ms=6.0, p25_ms=5.0, p75_ms=7.0, peak_mb=2.5, floor_ms=1.5, floor="memory",
+        noisy=False,
+    )  # fmt: skip
+    ours = dataclasses.replace(eager, backend="cpu", median_ms=2.0, noisy=True)
+    narrow_eager = dataclasses.replace(eager, dtype="bfloat16", median_ms=9.0, floor_ms=1.0)
+    narrow = dataclasses.replace(narrow_eager, backend="cpu", median_ms=1.5, floor_ms=1.0)
+    head, *lines = (line.split() for line in report.table([eager, ours, narrow_eager, narrow]))
+    assert " ".join(head) == (
+        "tiny step forward: 1 sentence, 5 hypotheses; floor float32 1.500 ms (memory), bfloat16 1.000 ms (memory)"
+    )
+    quartiles = ["5.000", "–", "7.000"]
+    assert lines == [
+        ["eager", "float32", "6.000", *quartiles, "1.00", "4.0", "2.5"],
+        ["cpu", "float32", "2.000~", *quartiles, "3.00", "1.3", "2.5"],
+        ["eager", "bfloat16", "9.000", *quartiles, "0.67", "(1.00)", "9.0", "2.5"],
+        ["cpu", "bfloat16", "1.500", *quartiles, "4.00", "(6.00)", "1.5", "2.5"],
+    ]
+    assert report.Row.json(ours)["pass"] == "forward"
+
+
+def test_a_noisy_machine_is_noticed(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    timing = bench("timing")
+    times: Iterator[float] = iter([])
+    monkeypatch.setattr(timing, "sample", lambda call, repeats, device: next(times))
+    times = iter([1.0] * 16)  # a warm-up and a check
+    probe = timing.NoiseProbe(torch.device("cpu"))
+    assert probe.worst == 0
+    times = iter([1.0] * 15)
+    assert probe.check() == 0
+    times = iter([1.0, 1.0, 1.5] * 5)  # uneven within a check
+    assert probe.check() > timing.NOISY
+    times = iter([1.2] * 15)  # slower than the check before
+    assert probe.check() == pytest.approx(0.2)
+    assert probe.worst == pytest.approx(0.5)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_missing_gpu_is_said(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bench("decode_speed").main(["--device", "cuda"])
-    assert "no CUDA device" in capsys.readouterr().err
+    assert "no such CUDA device" in capsys.readouterr().err
 
 
 def test_a_wrong_result_stops_the_run(
