@@ -115,7 +115,7 @@ def test_an_interrupted_run_shows_no_traceback(error: type[BaseException], statu
 
 
 def test_a_name_given_twice_is_measured_once(bench: Any) -> None:
-    options = ["--workload", "tiny,tiny", "--backend", "reference,reference"]
+    options = ["--quick", "--workload", "tiny,tiny", "--backend", "reference,reference"]
     _, settings, workloads = bench("decode_speed").arguments(options)
     assert settings.backends == ("reference",) and [workload.name for workload in workloads] == ["tiny"]
 

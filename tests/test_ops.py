@@ -52,17 +52,23 @@ def test_opcheck_with_every_subset_of_the_optional_arguments(op, backend, device
 
 @pytest.mark.parametrize(("op", "backend", "device"), implementations(*DIFFERENTIABLE, gradients=True))
 def test_opcheck_with_gradients(op, backend, device):
+    traced = []
     for absent, flags in variants(BY_NAME[op], differentiable=True):
         args = example(BY_NAME[op], sizes=SMALL, absent=absent, flags=flags, device=device)
         for name in differentiable_arguments(BY_NAME[op], args):
             args[name].requires_grad_()
-        torch.library.opcheck(overload_of(op, backend), tuple(args.values()))
+        # Tracing takes a second and sees which arguments are there, not what a flag makes of them.
+        checks = WITHOUT_COMPILING if absent in traced else (*WITHOUT_COMPILING, "test_aot_dispatch_dynamic")
+        torch.library.opcheck(overload_of(op, backend), tuple(args.values()), test_utils=checks)
+        traced.append(absent)
 
 
 @pytest.mark.parametrize(("op", "backend", "device"), implementations(*DIFFERENTIABLE, gradients=True))
 def test_every_subset_of_gradients_gives_the_same_gradients(op, backend, device):
     absent = optional(op) & set(INFERENCE_ONLY)
-    args = example(BY_NAME[op], sizes=SMALL, absent=absent, flags={"reset_after": False}, device=device)
+    # One step of a scan: which gradients are wanted is not a matter of T, and there are 1024 subsets of ten.
+    sizes = {**SMALL, "T": 1}
+    args = example(BY_NAME[op], sizes=sizes, absent=absent, flags={"reset_after": False}, device=device)
     overload, names = overload_of(op, backend), differentiable_arguments(BY_NAME[op], args)
     whole = values_and_grads(overload, args, names)
     for wanted in subsets(names):
