@@ -52,16 +52,20 @@ class Eager(nn.Module):
         """Keys and memory for ``beam_size`` hypotheses of each sentence."""
         return tile(self.key(memory), beam_size), tile(memory, beam_size)
 
+    def step_inputs(self, input: Tensor) -> Tensor:
+        """What a step takes of ``input`` (B, T, E)."""
+        return input
+
     def step(self, input_t: Tensor, state: Tensor, keys: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         context, attn_weights = attention(self.query(state), keys, memory, self.score.weight[0])
         return self.cell(torch.cat([input_t, context], dim=-1), state), context, attn_weights
 
     def forward(self, input: Tensor, state: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """All T steps, teacher-forced: states (B, T, H), contexts (B, T, M)."""
-        keys = self.key(memory)
+        keys, inputs = self.key(memory), self.step_inputs(input)
         states, contexts = [], []
         for t in range(input.shape[1]):
-            state, context, _ = self.step(input[:, t], state, keys, memory)
+            state, context, _ = self.step(inputs[:, t], state, keys, memory)
             states.append(state)
             contexts.append(context)
         return torch.stack(states, dim=1), torch.stack(contexts, dim=1)
@@ -102,9 +106,9 @@ class Hoisted(Eager):
         self.state_weight = torch.cat([self.query.weight, cell.weight_hh]).detach()
         self.state_bias = torch.cat([query_bias, cell.bias_hh]).detach()
         # At decode time the gates of every token are a table; its memory is what this baseline pays.
-        self.gate_table = None if model is None else self.input_gates(model.target_embedding.weight.detach())
+        self.gate_table = None if model is None else self.step_inputs(model.target_embedding.weight.detach())
 
-    def input_gates(self, input: Tensor) -> Tensor:
+    def step_inputs(self, input: Tensor) -> Tensor:
         return F.linear(input, self.input_weight, self.cell.bias_ih.detach())
 
     def prepare(self, memory: Tensor, beam_size: int) -> tuple[Tensor, Tensor]:
@@ -126,15 +130,6 @@ class Hoisted(Eager):
         candidate = torch.tanh(torch.addcmul(gates[:, 2 * hidden :], reset, hidden_gates[:, 2 * hidden :]))
         new_state = torch.lerp(candidate, state, update)
         return new_state, context, attn_weights.view(-1, attn_weights.shape[-1])
-
-    def forward(self, input: Tensor, state: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        keys, gates = self.key(memory), self.input_gates(input)
-        states, contexts = [], []
-        for t in range(input.shape[1]):
-            state, context, _ = self.step(gates[:, t], state, keys, memory)
-            states.append(state)
-            contexts.append(context)
-        return torch.stack(states, dim=1), torch.stack(contexts, dim=1)
 
     def vocabulary_step(
         self, tokens: Tensor, state: Tensor, keys: Tensor, memory: Tensor

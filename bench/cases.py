@@ -86,7 +86,7 @@ def step_case(weights: Weights, sentences: int) -> Case:
         given, values = [x.to(dtype) for x in (input_t, state)], memory.to(dtype)
         eager, hoisted = weights.eager(dtype), weights.hoisted(dtype)
         add_baselines(calls, settings, dtype, eager.step, [*given, *eager.prepare(values, w.beam_size)])
-        gates = hoisted.input_gates(given[0])
+        gates = hoisted.step_inputs(given[0])
         calls[Contender("eager_hoisted", dtype)] = partial(hoisted.step, gates, given[1], *hoisted.prepare(values, 1))
         for name in settings.able(dtype, "linear", "decoder_step"):
             decoder = weights.model(name, dtype).decoder
