@@ -18,8 +18,12 @@ from small_model import SIZES, SOURCE, TARGET, make_model
 def test_a_saved_model_comes_back(tmp_path: Path, dtype: torch.dtype | None) -> None:
     model = make_model(dtype=torch.float32)
     model.save_pretrained(tmp_path / "model", dtype=dtype)
+    before = torch.get_rng_state()
     loaded = RNNSearch.from_pretrained(tmp_path / "model")
+    assert torch.equal(torch.get_rng_state(), before)  # nothing is drawn to be thrown away
     assert loaded.config == model.config and not loaded.training
+    for parameter in loaded.parameters():
+        assert parameter.dtype == torch.float32 and parameter.device.type == "cpu" and parameter.requires_grad
     assert loaded.source_vocabulary is not None and loaded.source_vocabulary.tokens == SOURCE.tokens
     for name, weight in model.state_dict().items():
         wanted = weight if dtype is None else weight.to(dtype).float()

@@ -140,6 +140,16 @@ def test_a_bad_configuration_is_named(changes: dict, error: type[Exception], mes
         RNNSearchConfig.from_preset("huge")
 
 
+def test_special_tokens_must_be_those_of_the_vocabularies() -> None:
+    moved = {"pad_id": 3, "bos_id": 2, "eos_id": 1, "unk_id": 0}
+    config = RNNSearchConfig(len(SOURCE), len(SOURCE), **moved)
+    RNNSearch(config)  # without vocabularies they may be any
+    with pytest.raises(
+        ValueError, match=r"the source vocabulary has .*'pad_id': 0.*; the configuration has .*'pad_id': 3"
+    ):
+        RNNSearch(config, SOURCE, SOURCE)
+
+
 def test_the_backend_reaches_every_op() -> None:
     model = make_model(backend="nonsense")
     source, lengths = pad(SENTENCES, 0)

@@ -66,7 +66,6 @@ class RNNSearchConfig:
     unk_id: int = 3
 
     def __post_init__(self) -> None:
-        specials = {name: getattr(self, name) for name in ("pad_id", "bos_id", "eos_id", "unk_id")}
         for field in fields(self):
             value = getattr(self, field.name)
             wanted = {"float": (int, float), "bool": (bool,)}.get(str(field.type), (int,))
@@ -77,6 +76,7 @@ class RNNSearchConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` must be at least 0 and below 1; got {self.dropout}")
         smallest = min(self.source_vocabulary_size, self.target_vocabulary_size)
+        specials = self.special_ids
         if len(set(specials.values())) < 4 or not all(0 <= value < smallest for value in specials.values()):
             raise ValueError(f"the special tokens must be four different ids in 0..{smallest - 1}; got {specials}")
 
@@ -86,6 +86,10 @@ class RNNSearchConfig:
         if preset not in PRESETS:
             raise ValueError(f"`preset` must be one of {list(PRESETS)}; got {preset!r}")
         return cls(**{**PRESETS[preset], **changes})
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in ("pad_id", "bos_id", "eos_id", "unk_id")}
 
     @property
     def memory_size(self) -> int:

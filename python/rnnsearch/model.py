@@ -61,6 +61,10 @@ class RNNSearch(nn.Module):
         ):
             if vocabulary is not None and len(vocabulary) != size:
                 raise ValueError(f"the {side} vocabulary must have {size} tokens; got {len(vocabulary)}")
+            if vocabulary is not None and vocabulary.special_ids != config.special_ids:
+                raise ValueError(
+                    f"the {side} vocabulary has {vocabulary.special_ids}; the configuration has {config.special_ids}"
+                )
         self.config, self.backend = config, backend
         self.source_vocabulary, self.target_vocabulary = source_vocabulary, target_vocabulary
         embedding, encoder, hidden = config.embedding_size, config.encoder_size, config.hidden_size
@@ -227,9 +231,10 @@ class RNNSearch(nn.Module):
         saved = checkpoint.load(directory)
         with checkpoint.explained(directory):
             vocabularies = [Vocabulary(saved.vocabularies[side]) for side in ("source", "target")]
-            model = cls(RNNSearchConfig(**saved.config), *vocabularies, backend=backend)
+            with torch.device("meta"):  # no weights are drawn only to be replaced
+                model = cls(RNNSearchConfig(**saved.config), *vocabularies, backend=backend)
         checkpoint.check_weights(directory, saved.weights, model.state_dict())
-        model.load_state_dict(saved.weights)
+        model.load_state_dict(saved.weights, assign=True)
         return model.to(dtype).eval()
 
     def _memory(self, source: Tensor, source_lengths: Tensor | None) -> tuple[Tensor, Tensor]:

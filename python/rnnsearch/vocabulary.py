@@ -26,6 +26,10 @@ class Vocabulary:
         """Every token that occurs, in alphabetical order, after the special ones."""
         return cls([*SPECIALS, *sorted({token for sequence in sequences for token in sequence} - set(SPECIALS))])
 
+    @property
+    def special_ids(self) -> dict[str, int]:
+        return {"pad_id": self.pad_id, "bos_id": self.bos_id, "eos_id": self.eos_id, "unk_id": self.unk_id}
+
     def __len__(self) -> int:
         return len(self.tokens)
 
