@@ -6,7 +6,9 @@ tails, instruction sets, rows and threads that could change a result, strides, a
 
 from __future__ import annotations
 
+import concurrent.futures
 import itertools
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -228,6 +230,24 @@ def test_threads_do_not_change_a_bit(name: str) -> None:
     torch.set_num_threads(1)
     for first, second in zip(one, three, strict=True):
         assert torch.equal(first, second)
+
+
+@each_isa
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_forked_processes_and_python_threads_give_the_same_bits(dtype: torch.dtype) -> None:
+    """The matrix unit needs a permission of the process and keeps a state in every thread."""
+    args = list(example(BY_NAME["linear"], dtype).values())
+    (expected,) = native_op("linear", *args)
+
+    def same(_: int) -> bool:
+        return all(torch.equal(native_op("linear", *args)[0], expected) for _ in range(20))
+
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(same, range(4)))
+    child = multiprocessing.get_context("fork").Process(target=lambda: os._exit(0 if same(0) else 1))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
 
 
 @each_isa

@@ -53,10 +53,9 @@ class Attention {
     const Scratch<uint8_t> is_small(N_);
     k.prepare_score_weight(pointer<S>(memory_.score_weight), A, score_weight.data());
     parallel(N_, 16 * A, [&](int64_t begin, int64_t end) {
-      const int64_t item = query.is_storage ? sizeof(S) : sizeof(T);
       for (int64_t n = begin; n < end; ++n)
-        k.prepare_query(static_cast<const char*>(query.data) + n * query.stride * item, query.is_storage, A,
-                        padded.data() + n * width, exponential.data() + n * width, is_small.data() + n);
+        k.prepare_query(row<S>(query, n), query.is_storage, A, padded.data() + n * width,
+                        exponential.data() + n * width, is_small.data() + n);
     });
     const Sentences<S> keys = rnnsearch::sentences<S>(memory_.keys);
     constexpr int64_t strip = 8;

@@ -53,9 +53,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> additive_attention_backward(
     const Rows queries = rows_of(query, call);
     parallel(B, S_ * (20 * A + 4 * M), [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b) {
-        const int64_t item = queries.is_storage ? sizeof(S) : sizeof(T);
-        k.prepare_query(static_cast<const char*>(queries.data) + b * queries.stride * item, queries.is_storage, A,
-                        padded.data() + b * width, exponential.data() + b * width, is_small.data() + b);
+        k.prepare_query(row<S>(queries, b), queries.is_storage, A, padded.data() + b * width,
+                        exponential.data() + b * width, is_small.data() + b);
         k.attention_backward({pointer<S>(grad_context) + b * grad_context.stride(0),
                               pointer<T>(grad_attn_weights) + b * grad_attn_weights.stride(0),
                               pointer<T>(attn_weights) + b * attn_weights.stride(0), padded.data() + b * width,

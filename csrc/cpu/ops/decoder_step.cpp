@@ -42,9 +42,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> decoder_step(
           .product(matrix<S>(context_weight), nullptr, 3 * H, context_gates.data(), 3 * H);
 
     const Rows input = rows_of(input_gates, call);
-    const int64_t item = input.is_storage ? sizeof(S) : sizeof(T);
     Recurrence<S>{matrix<S>(hidden_weight), pointer<S>(hidden_bias), H, reset_after}.advance(states, N, [&](int64_t n) {
-      return typename Recurrence<S>::Row{static_cast<const char*>(input.data) + n * input.stride * item,
+      return typename Recurrence<S>::Row{row<S>(input, n),
                                          input.is_storage,
                                          context_gates.data() + n * 3 * H,
                                          pointer<T>(state) + n * state.stride(0),

@@ -83,6 +83,12 @@ template <class S>
 Sentences<S> sentences(const Tensor& tensor) {
   return {pointer<S>(tensor), tensor.stride(0), tensor.stride(1), tensor.size(2)};
 }
+// Row n, whichever of the two types it is of.
+template <class S>
+const void* row(const Rows& rows, int64_t n) {
+  const int64_t item = rows.is_storage ? sizeof(S) : sizeof(Accumulate<S>);
+  return static_cast<const char*>(rows.data) + n * rows.stride * item;
+}
 inline Rows rows_of(const Tensor& tensor, const Signature& call) {
   return {tensor.data_ptr(), tensor.stride(0), tensor.scalar_type() == call.storage()};
 }
