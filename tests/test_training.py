@@ -83,6 +83,12 @@ def test_padding_does_not_change_the_dev_loss() -> None:
     torch.testing.assert_close(dev_loss(model, pairs, 40), dev_loss(model, pairs, 1), rtol=1e-5, atol=1e-6)
 
 
+def test_the_dev_loss_is_without_dropout() -> None:
+    model, pairs = small_model(dropout=0.5).train(), reversals(20, seed=3)
+    assert dev_loss(model, pairs, 20) == dev_loss(model, pairs, 20) == dev_loss(small_model(), pairs, 20)
+    assert model.training
+
+
 def test_adadelta_is_the_papers() -> None:
     model = small_model()
     optimizer = make_optimizer(model, TrainingOptions(optimizer="adadelta"))
@@ -134,6 +140,7 @@ OPTIONS = TrainingOptions(epochs=2, batch_size=16, learning_rate=5e-3, clip_norm
 def test_training_learns_and_is_decided_by_its_seed(tmp_path: Path) -> None:
     def run(seed: int, epochs: int) -> tuple[RNNSearch, list[EpochReport]]:
         model = small_model(dropout=0.1)
+        torch.seed()  # whatever was drawn before
         options = TrainingOptions(epochs=epochs, batch_size=32, learning_rate=1e-2, seed=seed)
         return model, train(model, reversals(800, 1), reversals(60, 2), options, save=lambda model: None)
 
@@ -199,6 +206,30 @@ def test_ctrl_c_leaves_the_best_model_whole(tmp_path: Path, during: str) -> None
     assert signal.getsignal(signal.SIGINT) is handler
     loaded = RNNSearch.from_pretrained(tmp_path)
     assert dev_loss(loaded, reversals(8, 2), 8) == pytest.approx(reports[0].dev_loss)
+
+
+def test_ctrl_c_ends_the_run_after_the_minibatch_and_a_second_one_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+    original = torch.optim.Adam.step
+
+    def step(self, *arguments, **options):
+        steps.append(len(steps))
+        if len(steps) == 4:  # the first of the second epoch's three
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    reports = train(small_model(), reversals(40, 1), reversals(8, 2), OPTIONS, save=lambda model: None)
+    assert len(reports) == 1 and len(steps) == 4
+
+    def twice(report: EpochReport) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(small_model(), reversals(40, 1), reversals(8, 2), OPTIONS, save=lambda model: None, on_epoch=twice)
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:
