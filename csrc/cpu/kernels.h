@@ -128,6 +128,8 @@ struct ProductKernels {
   // Rows [begin, end), begin a multiple of row_block, into their place in `packed`.
   void (*pack)(const Rows& rows, int64_t inputs, int64_t begin, int64_t end, void* packed);
   void (*linear)(const LinearArgs<S>& args);
+  // Whether they run on a matrix unit, which multiplies storage faster than anything multiplies what it is widened to.
+  bool matrix_unit = false;
 };
 
 // Everything that one instruction set compiles for one storage type.

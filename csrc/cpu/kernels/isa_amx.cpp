@@ -188,7 +188,7 @@ void linear(const LinearArgs<BFloat16>& args) {
 }  // namespace RNNSEARCH_ISA
 
 constexpr ProductKernels<BFloat16> kAmxProducts = {amx_bf16::kBlock, amx_bf16::packed_bytes, amx_bf16::pack,
-                                                   amx_bf16::linear};
+                                                   amx_bf16::linear, true};
 }  // namespace rnnsearch
 #if defined(__clang__)
 #pragma clang attribute pop

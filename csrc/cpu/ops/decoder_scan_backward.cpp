@@ -40,7 +40,8 @@ Grads decoder_scan_backward(const Tensor& grad_states_, const Tensor& grad_conte
   const ScalarType storage = call.storage(), accumulate = call.accumulate();
   const Tensor grad_input_gates = empty({B, steps, 3 * H}, input_gates.scalar_type());
   const Tensor grad_state = empty({B, H}, accumulate);
-  const Tensor grad_keys = empty({B, S_, A}, storage), grad_memory = empty({B, S_, M}, storage);
+  // Made when what the loop needs is gone: with a long source they are most of the memory.
+  std::optional<Tensor> grad_keys, grad_memory;
   const Tensor grad_score_weight = empty({A}, storage);
   const Tensor grad_query_weight = empty({A, H}, storage), grad_query_bias = empty({A}, storage);
   const Tensor grad_context_weight = empty({3 * H, M}, storage);
@@ -50,9 +51,10 @@ Grads decoder_scan_backward(const Tensor& grad_states_, const Tensor& grad_conte
     using T = Accumulate<S>;
     const KernelTable<S>& k = kernels<S>();
     const Schedule rows(B, steps, pointer<int64_t>(input_lengths));
-    const ScanAttention<S> attention(memory, B, S_);
+    std::optional<ScanAttention<S>> prepared(std::in_place, memory, B, S_);
+    const ScanAttention<S>& attention = *prepared;
     const int64_t width = attention.padded(), total = rows.total();
-    const GruBackward<S> gru(rows, matrix<S>(hidden_weight), H, reset_after, matrix<S>(query_weight), A, width);
+    GruBackward<S> gru(rows, matrix<S>(hidden_weight), H, reset_after, matrix<S>(query_weight), A, width);
     gru.gather_states(state, pointer<T>(states));
 
     // All queries again, in the order of the schedule.
@@ -60,12 +62,12 @@ Grads decoder_scan_backward(const Tensor& grad_states_, const Tensor& grad_conte
     {
       PackedWeight<S> to_query(A, H);
       to_query.outputs(matrix<S>(query_weight), 0, A);
-      to_query.product(gru.old_state(0), H, total, JoinedBias<S>({{pointer<S>(query_bias), A}}).data(), queries.data(),
-                       width);
+      const JoinedBias<S> bias({{pointer<S>(query_bias), A}});
+      to_query.product(gru.old_state(0), H, total, &bias, queries.data(), width);
     }
-    PackedWeight<S> to_context(M, 3 * H);
+    std::optional<PackedWeight<S>> to_context(std::in_place, M, 3 * H);
     const Matrix<S> C = matrix<S>(context_weight);
-    to_context.inputs({C.data + 2 * H * C.stride, C.stride}, 0, H).inputs(C, H, 2 * H);
+    to_context->inputs({C.data + 2 * H * C.stride, C.stride}, 0, H).inputs(C, H, 2 * H);
 
     // The gradients of the contexts (B, T, M) and of the scores, those of a sentence by tiles of positions.
     const Tensor grad_context = empty({B, steps, M}, accumulate);
@@ -84,7 +86,7 @@ Grads decoder_scan_backward(const Tensor& grad_states_, const Tensor& grad_conte
         const int64_t place = rows.place(rows.row(n), t);
         return std::pair(pointer<T>(grad_states) + place * H, pointer<T>(gates) + place * 4 * H);
       });
-      to_context.product(gru.grads(first), gru.stride(), N, nullptr, row_contexts.data(), M);
+      to_context->product(gru.grads(first), gru.stride(), N, nullptr, row_contexts.data(), M);
       parallel(N, 4 * M, [&](int64_t begin, int64_t end) {
         for (int64_t n = begin; n < end; ++n) {
           const int64_t b = rows.row(n), place = rows.place(b, t);
@@ -118,6 +120,7 @@ Grads decoder_scan_backward(const Tensor& grad_states_, const Tensor& grad_conte
       gru.state(t);
     }
 
+    to_context.reset();
     gru.store_grad_state(pointer<T>(grad_state));
     if (grad_input_gates.scalar_type() == storage)
       gru.store_grad_input(pointer<S>(grad_input_gates));
@@ -134,10 +137,8 @@ Grads decoder_scan_backward(const Tensor& grad_states_, const Tensor& grad_conte
     });
     gru.store_grad_weights({grad_hidden_weight, grad_query_weight, grad_context_weight}, old_contexts);
 
-    library_bmm(torch::stable::transpose(gru.in_storage(attn_weights), 1, 2), gru.in_storage(grad_context),
-                grad_memory);
-
     // Keys and score weight: every sentence, some features at a time.
+    grad_keys = empty({B, S_, A}, storage);
     std::vector<int64_t> rank(static_cast<size_t>(B));
     for (int64_t n = 0; n < B; ++n) rank[static_cast<size_t>(rows.row(n))] = n;
     const int64_t vector = k.padded(1), features = 4 * vector, pieces = blocks(width, features);
@@ -145,7 +146,7 @@ Grads decoder_scan_backward(const Tensor& grad_states_, const Tensor& grad_conte
     const bool* ignore = pointer<bool>(memory.ignore);
     for (int64_t b = 0; ignore != nullptr && b < B; ++b)
       for (int64_t j = 0; j < S_; ++j)
-        if (ignore[b * memory.ignore->stride(0) + j]) std::fill_n(pointer<S>(grad_keys) + (b * S_ + j) * A, A, S{});
+        if (ignore[b * memory.ignore->stride(0) + j]) std::fill_n(pointer<S>(*grad_keys) + (b * S_ + j) * A, A, S{});
     parallel(B * pieces, features * S_ * steps * 8, [&](int64_t begin, int64_t end) {
       std::vector<T> scratch(static_cast<size_t>(steps * vector));
       std::vector<int64_t> steps_of_b(static_cast<size_t>(steps));
@@ -155,7 +156,7 @@ Grads decoder_scan_backward(const Tensor& grad_states_, const Tensor& grad_conte
           steps_of_b[static_cast<size_t>(t)] = rows.offset(t) + rank[static_cast<size_t>(b)];
         k.scan.grad_keys({attention.keys(b), queries.data(), steps_of_b.data(), width, rows.length(b),
                           all_small[static_cast<size_t>(b)] != 0, attention.score_weight(), scores_of(b), low,
-                          std::min(low + features, width), scratch.data(), pointer<S>(grad_keys) + b * S_ * A,
+                          std::min(low + features, width), scratch.data(), pointer<S>(*grad_keys) + b * S_ * A,
                           shares.data() + b * A});
       }
     });
@@ -163,8 +164,13 @@ Grads decoder_scan_backward(const Tensor& grad_states_, const Tensor& grad_conte
     for (int64_t b = 1; b < B; ++b)
       for (int64_t a = 0; a < A; ++a) shares.data()[a] += shares.data()[b * A + a];
     k.to_storage(shares.data(), pointer<S>(grad_score_weight), A);
+
+    prepared.reset();
+    grad_memory = empty({B, S_, M}, storage);
+    library_bmm(torch::stable::transpose(gru.in_storage(attn_weights), 1, 2), gru.in_storage(grad_context),
+                *grad_memory);
   });
-  return {grad_input_gates,  grad_state,      grad_keys,           grad_memory,        grad_score_weight,
+  return {grad_input_gates,  grad_state,      *grad_keys,          *grad_memory,       grad_score_weight,
           grad_query_weight, grad_query_bias, grad_context_weight, grad_hidden_weight, grad_hidden_bias};
 }
 }  // namespace rnnsearch

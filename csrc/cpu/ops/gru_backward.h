@@ -7,6 +7,7 @@
 // [r | z | extra]) lie side by side. extra is the gradient of the decoder's query.
 #pragma once
 
+#include <optional>
 #include <type_traits>
 
 #include "library.h"
@@ -37,12 +38,13 @@ class GruBackward {
         old_states_data_(pointer<T>(old_states_)),
         grad_state_(rows.batch() * H),
         grad_reset_(rows.batch() * H),
-        to_state_(H, through_),
-        to_reset_(reset_after ? 0 : H, H) {
+        to_state_(std::in_place, H, through_),
+        to_reset_(std::in_place, reset_after ? 0 : H, H) {
     const int64_t direct = through_ - extra;
-    to_state_.inputs(hidden_weight, 0, direct);
-    if (extra > 0) to_state_.inputs(extra_weight, direct, extra);
-    if (!reset_after) to_reset_.inputs({hidden_weight.data + 2 * H * hidden_weight.stride, hidden_weight.stride}, 0, H);
+    to_state_->inputs(hidden_weight, 0, direct);
+    if (extra > 0) to_state_->inputs(extra_weight, direct, extra);
+    if (!reset_after)
+      to_reset_->inputs({hidden_weight.data + 2 * H * hidden_weight.stride, hidden_weight.stride}, 0, H);
     std::fill_n(grad_state_.data(), rows.batch() * H, T(0));
   }
 
@@ -79,19 +81,22 @@ class GruBackward {
     };
     for_rows(kernels_.scan.gates_backward);
     if (!reset_after_) {
-      to_reset_.product(grads(first), stride_, N, nullptr, grad_reset_.data(), H_);
+      to_reset_->product(grads(first), stride_, N, nullptr, grad_reset_.data(), H_);
       for_rows(kernels_.scan.reset_backward);
     }
   }
 
   // The rest of step t, when extra is there: the gradient of the old state.
   void state(int64_t t) const {
-    to_state_.add_product(grads(rows_.offset(t)) + H_, stride_, rows_.running(t), grad_state_.data(), H_);
+    to_state_->add_product(grads(rows_.offset(t)) + H_, stride_, rows_.running(t), grad_state_.data(), H_);
   }
 
   // After the loop ----
 
-  void store_grad_state(T* grad_state) const {
+  // The packed weights have served.
+  void store_grad_state(T* grad_state) {
+    to_state_.reset();
+    to_reset_.reset();
     for (int64_t n = 0; n < rows_.batch(); ++n)
       std::copy_n(grad_state_.data() + n * H_, H_, grad_state + rows_.row(n) * H_);
   }
@@ -168,6 +173,6 @@ class GruBackward {
   T* grads_data_;
   T* old_states_data_;
   Scratch<T> grad_state_, grad_reset_;
-  PackedWeight<S> to_state_, to_reset_;
+  std::optional<PackedWeight<S>> to_state_, to_reset_;
 };
 }  // namespace rnnsearch

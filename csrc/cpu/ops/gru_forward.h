@@ -38,7 +38,7 @@ class GruForward {
 
   // Everything that reads the old state of step t's rows.
   void products(int64_t t) const {
-    from_state_.product(carried_.data(), H_, rows_.running(t), bias_.data(), products_.data(), extra_ + direct_);
+    from_state_.product(carried_.data(), H_, rows_.running(t), &bias_, products_.data(), extra_ + direct_);
   }
   // The extra features of row n, after `products`.
   const T* extra(int64_t n) const { return products_.data() + n * (extra_ + direct_); }
@@ -66,7 +66,7 @@ class GruForward {
     };
     if (!reset_after_) {
       for_rows(kernels_.reset_row, false);
-      from_reset_.product(reset_states_.data(), H, N, reset_bias_.data(), candidates_.data(), H);
+      from_reset_.product(reset_states_.data(), H, N, &reset_bias_, candidates_.data(), H);
     }
     for_rows(kernels_.gru_row, true);
   }

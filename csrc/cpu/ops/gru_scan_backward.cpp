@@ -26,7 +26,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gru_scan_backward(const Tensor& grad_
     using S = decltype(s);
     using T = Accumulate<S>;
     const Schedule rows(B, steps, pointer<int64_t>(lengths), reverse);
-    const GruBackward<S> gru(rows, matrix<S>(hidden_weight), H, reset_after, {}, 0, 0);
+    GruBackward<S> gru(rows, matrix<S>(hidden_weight), H, reset_after, {}, 0, 0);
     gru.gather_states(state, pointer<T>(states));
     for (int64_t t = steps; t-- > 0;) {
       gru.gates(t, [&](int64_t n) {

@@ -9,7 +9,35 @@
 
 namespace rnnsearch {
 
+// Biases side by side in both types, zeros where one is absent.
+template <class S>
+class JoinedBias {
+ public:
+  using T = Accumulate<S>;
+  explicit JoinedBias(std::initializer_list<std::pair<const S*, int64_t>> parts) {
+    for (const auto& [bias, count] : parts)
+      for (int64_t i = 0; i < count; ++i) {
+        stored_.push_back(bias == nullptr ? S{} : bias[i]);
+        values_.push_back(widened(stored_.back()));
+      }
+  }
+  const T* data() const { return values_.data(); }
+  const S* stored() const { return stored_.data(); }
+
+ private:
+  static T widened(T value) { return value; }
+  static float widened(BFloat16 value) {
+    const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof wide);
+    return wide;
+  }
+  std::vector<T> values_;
+  std::vector<S> stored_;
+};
+
 // W (outputs, inputs), put together from parts; y = x Wᵀ + bias. A row's result does not depend on the rows beside it.
+// Packed into panels of the accumulate type; for a matrix unit kept in the storage type, row after row.
 template <class S>
 class PackedWeight {
  public:
@@ -17,10 +45,13 @@ class PackedWeight {
 
   PackedWeight(int64_t outputs, int64_t inputs)
       : kernels_(kernels<S>().scan),
+        matrix_unit_(kernels<S>().products.matrix_unit),
         outputs_(outputs),
         inputs_(inputs),
         panels_(blocks(outputs, kernels_.panel_width)),
-        packed_(panels_ * kernels_.panel_width * inputs) {
+        packed_(matrix_unit_ ? 0 : panels_ * kernels_.panel_width * inputs),
+        stored_(matrix_unit_ ? outputs * inputs : 0) {
+    if (matrix_unit_) return;
     // The last panel's outputs beyond the last are computed and thrown away.
     const int64_t tail = panels_ * kernels_.panel_width - outputs;
     if (tail > 0)
@@ -38,23 +69,54 @@ class PackedWeight {
     return *this;
   }
 
-  void product(const T* x, int64_t x_stride, int64_t rows, const T* bias, T* y, int64_t y_stride) const {
-    run({x, x_stride, rows, inputs_, outputs_, packed_.data(), bias, false, y, y_stride, 0, 0});
+  void product(const T* x, int64_t x_stride, int64_t rows, const JoinedBias<S>* bias, T* y, int64_t y_stride) const {
+    if (matrix_unit_)
+      PackedRows<S>({x, x_stride, false}, rows, inputs_)
+          .product({stored_.data(), inputs_}, bias == nullptr ? nullptr : bias->stored(), outputs_, y, y_stride);
+    else
+      run({x, x_stride, rows, inputs_, outputs_, packed_.data(), bias == nullptr ? nullptr : bias->data(), false, y,
+           y_stride, 0, 0});
   }
   // y += x Wᵀ
   void add_product(const T* x, int64_t x_stride, int64_t rows, T* y, int64_t y_stride) const {
-    run({x, x_stride, rows, inputs_, outputs_, packed_.data(), nullptr, true, y, y_stride, 0, 0});
+    if (!matrix_unit_)
+      return run({x, x_stride, rows, inputs_, outputs_, packed_.data(), nullptr, true, y, y_stride, 0, 0});
+    const Scratch<T> sum(rows * outputs_);
+    product(x, x_stride, rows, nullptr, sum.data(), outputs_);
+    parallel(rows, outputs_, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row)
+        for (int64_t o = 0; o < outputs_; ++o) y[row * y_stride + o] += sum.data()[row * outputs_ + o];
+    });
   }
 
  private:
   void pack(const Matrix<S>& weight, bool transposed, int64_t begin, int64_t end, int64_t input_begin,
             int64_t input_end) {
+    if (matrix_unit_) return store(weight, transposed, begin, end, input_begin, input_end);
     const int64_t width = kernels_.panel_width, first = begin / width;
     parallel(blocks(end, width) - first, 2 * width * (input_end - input_begin), [&](int64_t from, int64_t to) {
       const int64_t low = std::max(begin, (first + from) * width), high = std::min(end, (first + to) * width);
       const S* data = weight.data + (low - begin) * (transposed ? 1 : weight.stride);
       kernels_.pack_weight(
           {data, weight.stride, transposed, inputs_, low, high, input_begin, input_end, packed_.data()});
+    });
+  }
+
+  void store(const Matrix<S>& weight, bool transposed, int64_t begin, int64_t end, int64_t input_begin,
+             int64_t input_end) {
+    constexpr int64_t tile = 32;  // a line of either side
+    parallel(blocks(end - begin, tile), 4 * tile * (input_end - input_begin), [&](int64_t from, int64_t to) {
+      const int64_t low = begin + from * tile, high = std::min(end, begin + to * tile);
+      if (!transposed) {
+        for (int64_t o = low; o < high; ++o)
+          std::copy_n(weight.data + (o - begin) * weight.stride, input_end - input_begin,
+                      stored_.data() + o * inputs_ + input_begin);
+        return;
+      }
+      for (int64_t first = low; first < high; first += tile)
+        for (int64_t i = input_begin; i < input_end; ++i)
+          for (int64_t o = first; o < std::min(first + tile, high); ++o)
+            stored_.data()[o * inputs_ + i] = weight.data[(i - input_begin) * weight.stride + o - begin];
     });
   }
 
@@ -76,29 +138,9 @@ class PackedWeight {
   }
 
   const ScanKernels<S>& kernels_;
+  bool matrix_unit_;
   int64_t outputs_, inputs_, panels_;
   Scratch<T> packed_;
-};
-
-// Biases side by side in the accumulate type, zeros where one is absent.
-template <class S>
-class JoinedBias {
- public:
-  using T = Accumulate<S>;
-  explicit JoinedBias(std::initializer_list<std::pair<const S*, int64_t>> parts) {
-    for (const auto& [bias, count] : parts)
-      for (int64_t i = 0; i < count; ++i) values_.push_back(bias == nullptr ? T(0) : widened(bias[i]));
-  }
-  const T* data() const { return values_.data(); }
-
- private:
-  static T widened(T value) { return value; }
-  static float widened(BFloat16 value) {
-    const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-    float wide;
-    std::memcpy(&wide, &bits, sizeof wide);
-    return wide;
-  }
-  std::vector<T> values_;
+  Scratch<S> stored_;
 };
 }  // namespace rnnsearch
