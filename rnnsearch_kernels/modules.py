@@ -48,7 +48,8 @@ class PreparedMemory(NamedTuple):
     keys              (B, S, A), key_proj(memory)
     memory_gates      (B, S, 3H), memory · context_weightᵀ, where that makes a step cheaper
     key_padding_mask  (B, S) bool, True = ignore
-    weights           the parameters that a step without gradients uses; without them it looks them up
+    weights           the parameters of the decoder that prepared it, for steps without gradients; without them the
+                      step looks its own up
     """
 
     memory: Tensor
@@ -279,10 +280,10 @@ class FusedBahdanauDecoder(nn.Module):
             raise TypeError(f"`memory` must be what `prepare_memory` gave; got {type(memory).__name__}")
         if input_t.dim() != 2 or input_t.shape[1] != self.input_size:
             raise ValueError(f"`input_t` must be (N, E) = (N, {self.input_size}); got {tuple(input_t.shape)}")
-        weights, backend = memory.weights, self.backend
+        weights, memory_gates, backend = memory.weights, memory.memory_gates, self.backend
         if weights is None or torch.is_grad_enabled():
             # The prepared ones may have been taken without gradients.
-            weights = self._weights()
+            weights, memory_gates = self._weights(), None
         new_state, context, attn_weights = decoder_step(
             linear(input_t, weights.input_weight, weights.input_bias, backend=backend),
             self._initial_state(state, input_t, weights),
@@ -296,7 +297,7 @@ class FusedBahdanauDecoder(nn.Module):
             hidden_bias=weights.hidden_bias,
             key_padding_mask=memory.key_padding_mask,
             memory_index=memory_index,
-            memory_gates=memory.memory_gates,
+            memory_gates=memory_gates,
             reset_after=self.reset_after,
             backend=backend,
         )

@@ -247,13 +247,17 @@ def test_prepared_memory_cannot_be_changed_and_is_not_by_stepping():
     assert all(map(torch.equal, first, second))
 
 
-def test_what_was_prepared_for_inference_raises_in_training():
+def test_a_memory_prepared_for_inference_steps_with_gradients_whatever_its_length():
     decoder = fused(by_hand())
     input, memory, _ = inputs()
-    with torch.no_grad():
-        prepared = decoder.prepare_memory(memory[:, :2])
-    with pytest.raises(RuntimeError, match="`memory_gates` is for inference"):
-        decoder.step(input[:, 0], None, prepared)
+    grads = []
+    for mode in (torch.no_grad, torch.enable_grad):
+        with mode():
+            prepared = decoder.prepare_memory(memory[:, :2])
+        assert (prepared.memory_gates is not None) == (mode is torch.no_grad)
+        out = decoder.step(input[:, 0], None, prepared).output
+        grads.append(torch.autograd.grad(out.sum(), [decoder.cell.weight_ih, decoder.query_proj.weight]))
+    assert all(map(torch.equal, *grads))
 
 
 def test_a_memory_prepared_without_gradients_does_not_take_them_from_a_later_step():
