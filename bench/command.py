@@ -1,13 +1,80 @@
-"""What every benchmark's command line needs: files refused before the run, an end without a traceback."""
+"""What every benchmark's command line has: its flags, what is refused before the run, an end without a traceback."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
+
+import torch
+from baselines import why_not_compiled
+from weights import Settings
+from workloads import WORKLOADS, Workload, named
+
+import rnnsearch_kernels
+
+
+def command_line(program: str, description: str | None, *, quick: str, everything: str) -> argparse.ArgumentParser:
+    """The flags that every benchmark has; ``quick`` and ``everything`` say what --quick and --all do here."""
+    parser = argparse.ArgumentParser(prog=program, description=(description or "").split("\n\n")[0])
+    parser.add_argument("--workload", metavar="NAMES", help=f"of {', '.join(WORKLOADS)}; all by default")
+    parser.add_argument("--backend", metavar="NAMES", help="which of our backends; all that can run by default")
+    parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--all", action="store_true", help=everything)
+    return parser
+
+
+def settled(
+    parser: argparse.ArgumentParser, given: Sequence[str] | None
+) -> tuple[argparse.Namespace, Settings, list[Workload]]:
+    """The flags read and held against what is here; what cannot be done ends the run with a sentence."""
+    options = parser.parse_args(given)
+    try:
+        workloads = named(options.workload)
+        device = torch.device(options.device)
+        backends = usable(options.backend, device)
+    except (ValueError, RuntimeError) as error:
+        parser.error(str(error))
+    if options.threads < 1:
+        parser.error(f"--threads must be at least 1; got {options.threads}")
+    if device.type not in ("cpu", "cuda"):
+        parser.error(f"--device must be cpu or cuda; got {device}")
+    if device.type == "cuda" and torch.cuda.device_count() <= (device.index or 0):
+        parser.error(f"--device {device}: this torch sees no such CUDA device")
+    reason = why_not_written(options.json) if options.json else None
+    if reason:
+        parser.error(f"--json: {reason}")
+    settings = Settings(
+        device=device,
+        backends=backends,
+        compile=not options.quick and why_not_compiled(device.type) is None,
+        everything=options.all,
+    )
+    return options, settings, workloads
+
+
+def usable(names: str | None, device: torch.device) -> tuple[str, ...]:
+    """Our backends by name, or all that can run on ``device``, the fastest first."""
+    known = {backend.name: backend for backend in rnnsearch_kernels.list_backends()}
+    reasons = {
+        name: backend.missing or backend.why_not(backend.ops[0], device.type, backend.dtypes[0], False)
+        for name, backend in known.items()
+    }
+    if names is None:
+        return tuple(name for name, reason in reasons.items() if reason is None)
+    for name in names.split(","):
+        if name not in known:
+            raise ValueError(f"a backend must be one of {list(known)}; got {name!r}")
+        if reasons[name]:
+            raise ValueError(f"backend {name!r} cannot run: {reasons[name]}")
+    return tuple(dict.fromkeys(names.split(",")))
 
 
 def why_not_written(path: Path) -> str | None:

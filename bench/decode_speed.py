@@ -22,7 +22,7 @@ import torch
 from baselines import why_not_compiled
 from cases import Case, attention_case, beam_search_case, beam_step_case, scan_case, step_case
 from checking import Mismatch, check
-from command import run, why_not_written
+from command import command_line, run, settled, why_not_written
 from held_out import decode_held_out
 from machine import header
 from overhead import step_overhead
@@ -30,7 +30,7 @@ from picture import draw, why_no_picture
 from report import LEGEND, Row, heading, table, write_json
 from timing import NOISY, NoiseProbe, arithmetic, interleaved, peak_mb, read_ms
 from weights import Settings, Weights
-from workloads import OVERHEAD, WORKLOADS, Workload, named
+from workloads import OVERHEAD, Workload
 
 import rnnsearch_kernels
 
@@ -52,64 +52,23 @@ QUICK = Effort(budget_s=0.05, least=3, most=5, search_least=2, search_steps=4, w
 
 
 def arguments(given: Sequence[str] | None) -> tuple[argparse.Namespace, Settings, list[Workload]]:
-    parser = argparse.ArgumentParser(prog="decode_speed.py", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--workload", metavar="NAMES", help=f"of {', '.join(WORKLOADS)}; all by default")
-    parser.add_argument("--backend", metavar="NAMES", help="which of our backends; all that can run by default")
-    parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw them, .png, .svg or .pdf")
-    parser.add_argument("--quick", action="store_true", help="few rounds, short searches and no torch.compile")
-    parser.add_argument(
-        "--all",
-        action="store_true",
-        help="everything: searches to their full length, bfloat16 everywhere, the teacher-forced loop and "
+    parser = command_line(
+        "decode_speed.py",
+        __doc__,
+        quick="few rounds, short searches and no torch.compile",
+        everything="everything: searches to their full length, bfloat16 everywhere, the teacher-forced loop and "
         "torch.compile of it, which takes minutes",
     )
-    options = parser.parse_args(given)
-    try:
-        workloads = named(options.workload)
-        device = torch.device(options.device)
-        backends = usable(options.backend, device)
-    except (ValueError, RuntimeError) as error:
-        parser.error(str(error))
-    if options.threads < 1:
-        parser.error(f"--threads must be at least 1; got {options.threads}")
-    if device.type not in ("cpu", "cuda"):
-        parser.error(f"--device must be cpu or cuda; got {device}")
-    if device.type == "cuda" and torch.cuda.device_count() <= (device.index or 0):
-        parser.error(f"--device {device}: this torch sees no such CUDA device")
-    for flag, path in (("--json", options.json), ("--plot", options.plot)):
-        reason = why_not_written(path) if path else None
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw them, .png, .svg or .pdf")
+    options, settings, workloads = settled(parser, given)
+    if options.plot:
+        reason = why_not_written(options.plot)
         if reason:
-            parser.error(f"{flag}: {reason}")
-    reason = why_no_picture(options.plot) if options.plot else None
-    if reason:
-        parser.error(reason)
-    settings = Settings(
-        device=device,
-        backends=backends,
-        compile=not options.quick and why_not_compiled(device.type) is None,
-        everything=options.all,
-    )
+            parser.error(f"--plot: {reason}")
+        reason = why_no_picture(options.plot)
+        if reason:
+            parser.error(reason)
     return options, settings, workloads
-
-
-def usable(names: str | None, device: torch.device) -> tuple[str, ...]:
-    """Our backends by name, or all that can run on ``device``, the fastest first."""
-    known = {backend.name: backend for backend in rnnsearch_kernels.list_backends()}
-    reasons = {
-        name: backend.missing or backend.why_not(backend.ops[0], device.type, backend.dtypes[0], False)
-        for name, backend in known.items()
-    }
-    if names is None:
-        return tuple(name for name, reason in reasons.items() if reason is None)
-    for name in names.split(","):
-        if name not in known:
-            raise ValueError(f"a backend must be one of {list(known)}; got {name!r}")
-        if reasons[name]:
-            raise ValueError(f"backend {name!r} cannot run: {reasons[name]}")
-    return tuple(dict.fromkeys(names.split(",")))
 
 
 def cases(workload: Workload, settings: Settings, effort: Effort) -> Iterator[Callable[[], Case]]:

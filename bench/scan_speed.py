@@ -10,23 +10,21 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 # The profiler that counts memory announces itself on standard error otherwise; read when torch is loaded.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
-from baselines import why_not_compiled
 from cases import Case
 from checking import Mismatch, check, errors
-from decode_speed import usable
+from command import command_line, run, settled
 from machine import header
 from report import Row, write_json
 from scan_cases import gru_case, products, scan_case
 from timing import NOISY, NoiseProbe, interleaved, peak_mb
 from update import update_lines
 from weights import Settings, Weights
-from workloads import WORKLOADS, Workload, named
+from workloads import Workload
 
 PASSES = {"forward": False, "forward+backward": True}
 # The workloads whose whole update, of a model of their sizes, is timed.
@@ -41,34 +39,13 @@ than theirs; peak: allocated through PyTorch during a call; ~ : the machine was 
 
 
 def arguments(given: Sequence[str] | None) -> tuple[argparse.Namespace, Settings, list[Workload]]:
-    parser = argparse.ArgumentParser(prog="scan_speed.py", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--workload", metavar="NAMES", help=f"of {', '.join(WORKLOADS)}; all by default")
-    parser.add_argument("--backend", metavar="NAMES", help="which of our backends; all that can run by default")
-    parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
-    parser.add_argument("--quick", action="store_true", help="three rounds and no whole update")
-    parser.add_argument(
-        "--all", action="store_true", help="also the reference in every dtype, and the loop around a compiled step"
+    parser = command_line(
+        "scan_speed.py",
+        __doc__,
+        quick="three rounds and no whole update",
+        everything="also the reference in every dtype, and the loop around a compiled step",
     )
-    options = parser.parse_args(given)
-    try:
-        workloads = named(options.workload)
-        device = torch.device(options.device)
-        backends = usable(options.backend, device)
-    except (ValueError, RuntimeError) as error:
-        parser.error(str(error))
-    if options.threads < 1:
-        parser.error(f"--threads must be at least 1; got {options.threads}")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: this torch sees no CUDA device")
-    settings = Settings(
-        device=device,
-        backends=backends,
-        compile=not options.quick and why_not_compiled(device.type) is None,
-        everything=options.all,
-    )
-    return options, settings, workloads
+    return settled(parser, given)
 
 
 def measure(cases: Sequence[Case], pass_: str, weights: Weights, least: int, probe: NoiseProbe) -> list[Row]:
@@ -171,4 +148,4 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

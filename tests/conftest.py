@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import rnnsearch_kernels as rk
+from rnnsearch_kernels import native
 from rnnsearch_kernels.selftest import devices, runs_on
 
 POISON = "RNNSEARCH_TEST_POISON"
@@ -57,3 +58,14 @@ def implementations(
         for backend in rk.list_backends()
         if runs_on(backend, device) and backend.why_not(op, device, dtype, gradients) is None
     ]
+
+
+@pytest.fixture(params=extension.isas() if (extension := native.extension()) else [])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The native backend on each instruction set that it was built for and this machine has."""
+    extension = native.extension()
+    assert extension is not None
+    before = extension.isa()
+    extension.select_isa(request.param)
+    yield request.param
+    extension.select_isa(before)

@@ -40,14 +40,6 @@ SHAPES = [
 ]
 
 
-@pytest.fixture(params=extension.isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = extension.isa()
-    extension.select_isa(request.param)
-    yield request.param
-    extension.select_isa(before)
-
-
 each_isa = pytest.mark.usefixtures("isa")
 
 

@@ -4,7 +4,6 @@ sizes around the panels and tiles, large queries and keys, and memory."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -31,14 +30,6 @@ SHAPES = [
     {"B": 7, "S": 9, "T": 3, "H": 23, "A": 65, "M": 67},
     {"B": 13, "S": 6, "T": 2, "H": 66, "A": 31, "M": 130},
 ]
-
-
-@pytest.fixture(params=extension.isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = extension.isa()
-    extension.select_isa(request.param)
-    yield request.param
-    extension.select_isa(before)
 
 
 each_isa = pytest.mark.usefixtures("isa")
