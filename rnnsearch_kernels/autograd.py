@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from .reference.dtypes import accumulate_dtype
-from .schema import BY_NAME
+from .schema import BY_NAME, Arg
 
 # The op that a differentiable op's formula calls; None where plain products are enough.
 BACKWARD: dict[str, str | None] = {
@@ -63,6 +63,13 @@ def _inference_only(name: str, inputs: Any, *arguments: str) -> None:
             raise RuntimeError(f"`{argument}` is for inference: call under torch.no_grad() or torch.inference_mode()")
 
 
+def _refuse_gradients_of_constants(name: str, ctx: Any) -> None:
+    """Said while the graph is made: a gradient silently missing would be noticed after the training."""
+    for position, arg in enumerate(BY_NAME[name].args):
+        if isinstance(arg, Arg) and arg.constant and ctx.needs_input_grad[position]:
+            raise RuntimeError(f"`{arg.name}` is a constant, rnnsearch::{name} has no gradient for it: detach it")
+
+
 def _grad(needed: bool, value: Callable[[], Tensor]) -> Tensor | None:
     return value() if needed else None
 
@@ -99,10 +106,12 @@ def _additive_attention(backward_op: Any) -> Formula:
 
 def _decoder_scan(backward_op: Any) -> Formula:
     def setup(ctx: Any, inputs: Any, output: Any) -> None:
+        _refuse_gradients_of_constants("decoder_scan", ctx)
         *tensors, ctx.reset_after = inputs
         ctx.mark_non_differentiable(output[-1])
-        hidden_bias = tensors.pop(BY_NAME["decoder_scan"].position("hidden_bias"))
-        ctx.has_biases = tensors[6] is not None, hidden_bias is not None
+        op = BY_NAME["decoder_scan"]
+        ctx.has_biases = tuple(inputs[op.position(name)] is not None for name in ("query_bias", "hidden_bias"))
+        del tensors[op.position("hidden_bias")]
         ctx.save_for_backward(*tensors, *output)
 
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -117,12 +126,14 @@ def _decoder_step(backward_op: Any) -> Formula:
 
     def setup(ctx: Any, inputs: Any, output: Any) -> None:
         _inference_only("decoder_step", inputs, "memory_index", "memory_gates")
-        input_gates, *tensors = inputs[: BY_NAME["decoder_step"].position("memory_index")]
+        _refuse_gradients_of_constants("decoder_step", ctx)
+        op = BY_NAME["decoder_step"]
+        tensors = list(inputs[: op.position("memory_index")])
         ctx.reset_after = inputs[-1]
         ctx.mark_non_differentiable(output[-1])
-        hidden_bias = tensors.pop(BY_NAME["decoder_step"].position("hidden_bias") - 1)
-        ctx.has_biases = tensors[5] is not None, hidden_bias is not None
-        ctx.save_for_backward(input_gates, *tensors, *output)
+        ctx.has_biases = tuple(inputs[op.position(name)] is not None for name in ("query_bias", "hidden_bias"))
+        del tensors[op.position("hidden_bias")]
+        ctx.save_for_backward(*tensors, *output)
 
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         input_gates, *tensors = ctx.saved_tensors
@@ -142,24 +153,28 @@ def _decoder_step(backward_op: Any) -> Formula:
 
 
 def _decoder_grads(found: tuple[Tensor, ...], has_query_bias: bool, has_hidden_bias: bool) -> list[Any]:
+    """By the arguments of the forward op up to hidden_bias."""
     grads: list[Any] = list(found)
     if not has_query_bias:
         grads[6] = None
     if not has_hidden_bias:
         grads[9] = None
+    grads.insert(2, None)  # state_mask
     return grads
 
 
 def _gru_scan(backward_op: Any) -> Formula:
     def setup(ctx: Any, inputs: Any, output: Any) -> None:
-        input_gates, state, hidden_weight, hidden_bias, lengths, *ctx.flags = inputs
+        _refuse_gradients_of_constants("gru_scan", ctx)
+        input_gates, state, state_mask, hidden_weight, hidden_bias, lengths, *ctx.flags = inputs
         ctx.has_bias = hidden_bias is not None
         ctx.mark_non_differentiable(output[-1])
-        ctx.save_for_backward(input_gates, state, hidden_weight, lengths, *output)
+        ctx.save_for_backward(input_gates, state, state_mask, hidden_weight, lengths, *output)
 
     def backward(ctx: Any, grad_states: Tensor, grad_gates: Tensor) -> tuple[Tensor | None, ...]:
-        *grads, grad_bias = backward_op(grad_states, *ctx.saved_tensors, *ctx.flags)
-        return *grads, grad_bias if ctx.has_bias else None, None, None, None
+        grad_input_gates, grad_state, grad_weight, grad_bias = backward_op(grad_states, *ctx.saved_tensors, *ctx.flags)
+        grad_bias = grad_bias if ctx.has_bias else None
+        return grad_input_gates, grad_state, None, grad_weight, grad_bias, None, None, None
 
     return setup, backward
 

@@ -114,6 +114,7 @@ def decoder_step(
     context_weight: Tensor,
     hidden_weight: Tensor,
     *,
+    state_mask: Tensor | None = None,
     query_bias: Tensor | None = None,
     hidden_bias: Tensor | None = None,
     key_padding_mask: Tensor | None = None,
@@ -134,11 +135,14 @@ def decoder_step(
     Args:
         input_gates: (B, 3H), the input's part of the gates, r, z, n, input bias included.
         state: (B, H), accumulate dtype.
+        state_mask: (B, H), accumulate dtype: dropout of the state. Wherever the state enters a product, that of the
+            query or of the gates, it is state_mask ∘ state; what the update gate carries on is not masked. A
+            constant without a gradient; None is a mask of ones.
         keys, memory, score_weight, key_padding_mask, memory_lengths: as in :func:`additive_attention`.
         query_weight: (A, H). query_bias: (A,).
         context_weight: (3H, M). hidden_weight: (3H, H). hidden_bias: (3H,).
-        memory_index: (N,) int64, the sentence of each row; then ``input_gates`` and ``state`` have N rows.
-            Inference only.
+        memory_index: (N,) int64, the sentence of each row; then ``input_gates``, ``state`` and ``state_mask`` have
+            N rows. Inference only.
         memory_gates: (B, S, 3H), memory · context_weightᵀ prepared once. Inference only.
         backend: ``"auto"`` or a backend's name.
 
@@ -156,6 +160,7 @@ def decoder_step(
         (
             input_gates,
             state,
+            state_mask,
             keys,
             memory,
             score_weight,
@@ -183,6 +188,7 @@ def decoder_scan(
     context_weight: Tensor,
     hidden_weight: Tensor,
     *,
+    state_mask: Tensor | None = None,
     query_bias: Tensor | None = None,
     hidden_bias: Tensor | None = None,
     key_padding_mask: Tensor | None = None,
@@ -196,7 +202,8 @@ def decoder_scan(
     Nothing of size B·T·S·A is stored: the backward pass recomputes the tanh.
 
     Args:
-        input_gates: (B, T, 3H). The other arguments as in :func:`decoder_step`.
+        input_gates: (B, T, 3H). The other arguments as in :func:`decoder_step`; ``state_mask`` (B, H) is that of
+            every step: variational dropout (Gal and Ghahramani 2016, arXiv:1512.05287), its entries 0 or 1 / (1 - p).
         input_lengths: (B,) int64 in 0..T. From there on the state is frozen and every result is zero.
 
     Returns:
@@ -213,6 +220,7 @@ def decoder_scan(
         (
             input_gates,
             state,
+            state_mask,
             keys,
             memory,
             score_weight,
@@ -235,6 +243,7 @@ def gru_scan(
     hidden_weight: Tensor,
     hidden_bias: Tensor | None = None,
     *,
+    state_mask: Tensor | None = None,
     lengths: Tensor | None = None,
     reverse: bool = False,
     reset_after: bool = True,
@@ -247,10 +256,14 @@ def gru_scan(
         n = tanh(g_n + U_n (r ∘ s) + b_n)       reset_after=False, as the paper
         s' = (1 - z) ∘ n + z ∘ s
 
+    With a ``state_mask`` the s of the first three lines is state_mask ∘ s at every step: variational dropout (Gal and
+    Ghahramani 2016, arXiv:1512.05287).
+
     Args:
         input_gates: (B, T, 3H), the input's part g of the gates, r, z, n, input bias included.
         state: (B, H), the state before the first step, accumulate dtype.
         hidden_weight: (3H, H). hidden_bias: (3H,).
+        state_mask: (B, H), accumulate dtype, its entries 0 or 1 / (1 - p). A constant without a gradient.
         lengths: (B,) int64 in 0..T. From there on the state is frozen and the result is zero.
         reverse: run each row from its own end to its start.
         backend: ``"auto"`` or a backend's name.
@@ -263,7 +276,7 @@ def gru_scan(
         ValueError, TypeError, RuntimeError: a shape, dtype or device is wrong, a length is out of range, or the
             backend cannot run it.
     """
-    args = (input_gates, state, hidden_weight, hidden_bias, lengths, reverse, reset_after)
+    args = (input_gates, state, state_mask, hidden_weight, hidden_bias, lengths, reverse, reset_after)
     return _call("gru_scan", backend, args)[0]
 
 

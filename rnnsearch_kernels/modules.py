@@ -218,6 +218,14 @@ class FusedBahdanauDecoder(nn.Module):
             cell.bias_hh,
         )
 
+    def _state_mask(self, state_mask: Tensor | None, weights: DecoderWeights) -> Tensor | None:
+        if state_mask is None:
+            return None
+        check_tensor("state_mask", state_mask)
+        # A bool mask lacks the 1 / (1 - p), so it is left for the op to refuse.
+        dtype = accumulate_dtype(weights.hidden_weight.dtype)
+        return state_mask.to(dtype) if state_mask.is_floating_point() else state_mask
+
     def _initial_state(self, state: Tensor | None, rows: Tensor, weights: DecoderWeights) -> Tensor:
         dtype = accumulate_dtype(weights.hidden_weight.dtype)
         if state is None:
@@ -262,6 +270,7 @@ class FusedBahdanauDecoder(nn.Module):
         state: Tensor | None,
         memory: PreparedMemory,
         *,
+        state_mask: Tensor | None = None,
         memory_index: Tensor | None = None,
         need_weights: bool = True,
     ) -> DecoderOutput:
@@ -271,6 +280,7 @@ class FusedBahdanauDecoder(nn.Module):
             input_t: (N, E).
             state: (N, H); None for zeros.
             memory: from :meth:`prepare_memory`.
+            state_mask: (N, H), dropout of the state as in :meth:`forward`.
             memory_index: (N,) int64, the sentence of each row; without it row i attends to sentence i. Inference
                 only.
             need_weights: whether to return the attention weights.
@@ -293,6 +303,7 @@ class FusedBahdanauDecoder(nn.Module):
             weights.query_weight,
             weights.context_weight,
             weights.hidden_weight,
+            state_mask=self._state_mask(state_mask, weights),
             query_bias=weights.query_bias,
             hidden_bias=weights.hidden_bias,
             key_padding_mask=memory.key_padding_mask,
@@ -309,6 +320,7 @@ class FusedBahdanauDecoder(nn.Module):
         memory: Tensor,
         state: Tensor | None = None,
         *,
+        state_mask: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
         memory_lengths: Tensor | None = None,
         input_lengths: Tensor | None = None,
@@ -320,6 +332,9 @@ class FusedBahdanauDecoder(nn.Module):
             input: (B, T, E).
             memory: (B, S, M).
             state: (B, H); None for zeros.
+            state_mask: (B, H), dropout of the state, one mask for all steps, its entries 0 or 1 / (1 - p); a constant.
+                Query and gates read state_mask ∘ s_{t-1}, and the update gate carries s_{t-1} on. None, as for
+                evaluation, is no dropout.
             key_padding_mask: (B, S) bool, True = ignore. memory_lengths: (B,) int64, the alternative.
             input_lengths: (B,) int64 in 0..T; from there on the state is frozen and the results are zero.
             need_weights: whether to return the attention weights.
@@ -350,6 +365,7 @@ class FusedBahdanauDecoder(nn.Module):
             weights.query_weight,
             weights.context_weight,
             weights.hidden_weight,
+            state_mask=self._state_mask(state_mask, weights),
             query_bias=weights.query_bias,
             hidden_bias=weights.hidden_bias,
             key_padding_mask=mask,

@@ -32,12 +32,13 @@ STORAGE, ACCUMULATE, FLOAT, MASK, INDEX = "storage", "accumulate", "float", "mas
 
 @dataclass(frozen=True)
 class Arg:
-    """A tensor argument: its sizes by letter and its role."""
+    """A tensor argument: its sizes by letter and its role. A constant has no gradient whatever its dtype."""
 
     name: str
     shape: tuple[str, ...]
     role: str
     optional: bool = False
+    constant: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,9 @@ class Op:
         return f"{self.name}.{overload}({args}) -> ({results})"
 
 
-def _arg(name: str, shape: str, role: str) -> Arg:
+def _arg(name: str, shape: str, role: str, *, constant: bool = False) -> Arg:
     """``_arg("hidden_bias?", "3H", STORAGE)``: a trailing ``?`` makes it optional."""
-    return Arg(name.rstrip("?"), tuple(shape.split()), role, optional=name.endswith("?"))
+    return Arg(name.rstrip("?"), tuple(shape.split()), role, optional=name.endswith("?"), constant=constant)
 
 
 def _result(name: str, shape: str, role: str) -> Result:
@@ -105,6 +106,9 @@ _DECODER_WEIGHTS = (
     _arg("context_weight", "3H M", STORAGE),
     _arg("hidden_weight", "3H H", STORAGE),
 )
+# Dropout of the state, one mask for all steps: wherever the old state enters a product it is state_mask ∘ state; the
+# state that is carried on, z ∘ state, is not masked. None is a mask of ones.
+_STATE_MASK = _arg("state_mask?", "B H", ACCUMULATE, constant=True)
 _PADDING = _arg("key_padding_mask?", "B S", MASK)
 _INDEX = _arg("memory_index?", "N", INDEX)
 
@@ -146,6 +150,7 @@ OPS: tuple[Op, ...] = (
         (
             _arg("input_gates", "N 3H", FLOAT),
             _arg("state", "N H", ACCUMULATE),
+            _arg("state_mask?", "N H", ACCUMULATE, constant=True),
             *_MEMORY,
             *_DECODER_WEIGHTS,
             _arg("hidden_bias?", "3H", STORAGE),
@@ -167,6 +172,7 @@ OPS: tuple[Op, ...] = (
         (
             _arg("input_gates", "B T 3H", FLOAT),
             _arg("state", "B H", ACCUMULATE),
+            _STATE_MASK,
             *_MEMORY,
             *_DECODER_WEIGHTS,
             _arg("hidden_bias?", "3H", STORAGE),
@@ -189,6 +195,7 @@ OPS: tuple[Op, ...] = (
             _arg("grad_attn_weights", "B T S", ACCUMULATE),
             _arg("input_gates", "B T 3H", FLOAT),
             _arg("state", "B H", ACCUMULATE),
+            _STATE_MASK,
             *_MEMORY,
             *_DECODER_WEIGHTS,
             _PADDING,
@@ -219,6 +226,7 @@ OPS: tuple[Op, ...] = (
         (
             _arg("input_gates", "B T 3H", FLOAT),
             _arg("state", "B H", ACCUMULATE),
+            _STATE_MASK,
             _arg("hidden_weight", "3H H", STORAGE),
             _arg("hidden_bias?", "3H", STORAGE),
             _arg("lengths?", "B", INDEX),
@@ -233,6 +241,7 @@ OPS: tuple[Op, ...] = (
             _arg("grad_states", "B T H", ACCUMULATE),
             _arg("input_gates", "B T 3H", FLOAT),
             _arg("state", "B H", ACCUMULATE),
+            _STATE_MASK,
             _arg("hidden_weight", "3H H", STORAGE),
             _arg("lengths?", "B", INDEX),
             _arg("states", "B T H", ACCUMULATE),

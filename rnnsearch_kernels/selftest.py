@@ -31,6 +31,8 @@ SIZES = {"B": 4, "S": 7, "T": 5, "N": 6, "H": 13, "A": 11, "M": 19, "L": 9, "V":
 STORAGE_EPS = 8
 ACCUMULATE_EPS = 64
 
+DROPOUT = 0.25
+
 INFERENCE_ONLY = ("memory_index", "memory_gates")
 
 
@@ -47,7 +49,8 @@ def example(
     """Arguments of ``op`` by name, in its order; the same numbers in every dtype, up to rounding.
 
     Masks have holes and, from three sentences on, a sentence without a real position; lengths reach from 0 to
-    T. Without ``memory_index`` there are as many rows as sentences. A backward op gets what its forward op gave.
+    T; a state mask is 0 or 1 / (1 - DROPOUT). Without ``memory_index`` there are as many rows as sentences. A backward
+    op gets what its forward op gave.
     """
     absent, flags = set(absent), dict(flags or {})
     generator = torch.Generator().manual_seed(seed)
@@ -88,6 +91,9 @@ def _random(arg: Arg, dtype: torch.dtype, sizes: Mapping[str, int], generator: t
             values[0] = sizes["T"]
             values[1:2] = 0
         return values
+    if arg.name == "state_mask":
+        kept = torch.rand(shape, generator=generator) >= DROPOUT
+        return kept.to(accumulate_dtype(dtype)) / (1 - DROPOUT)
     values = torch.randn(shape, generator=generator, dtype=torch.float64)
     if arg.name.endswith("weight") and len(shape) == 2:
         values = values / shape[1] ** 0.5
@@ -132,7 +138,11 @@ def values_and_grads(
 
 
 def differentiable_arguments(op: Op, args: Mapping[str, Any]) -> list[str]:
-    return [arg.name for arg in op.tensors if arg.role not in (MASK, INDEX) and args[arg.name] is not None]
+    return [
+        arg.name
+        for arg in op.tensors
+        if arg.role not in (MASK, INDEX) and not arg.constant and args[arg.name] is not None
+    ]
 
 
 @dataclass(frozen=True)

@@ -47,18 +47,23 @@ def additive_attention(query, keys, memory, score_weight, key_padding_mask, memo
     return torch.stack(contexts), torch.stack(weights)
 
 
-def gru_one(g, state, weight, bias, reset_after):
-    """One row of the GRU: g (3H,), state (H,); the new state and r, z, n, u_n."""
-    hidden = state.shape[0]
+def dropped(state, mask):
+    """What is left of one row's state (H,) after dropout."""
+    return state if mask is None else torch.stack([kept * value for kept, value in zip(mask, state, strict=True)])
+
+
+def gru_one(g, state, mask, weight, bias, reset_after):
+    """One row of the GRU: g (3H,), state and its mask (H,); the new state and r, z, n, u_n."""
+    hidden, left = state.shape[0], dropped(state, mask)
     bias = weight.new_zeros(3 * hidden) if bias is None else bias
     (g_r, g_z, g_n), (w_r, w_z, w_n), (b_r, b_z, b_n) = g.chunk(3), weight.chunk(3), bias.chunk(3)
-    r = 1 / (1 + torch.exp(-(g_r + w_r @ state + b_r)))
-    z = 1 / (1 + torch.exp(-(g_z + w_z @ state + b_z)))
+    r = 1 / (1 + torch.exp(-(g_r + w_r @ left + b_r)))
+    z = 1 / (1 + torch.exp(-(g_z + w_z @ left + b_z)))
     if reset_after:
-        u_n = w_n @ state + b_n
+        u_n = w_n @ left + b_n
         n = torch.tanh(g_n + r * u_n)
     else:
-        u_n = w_n @ (r * state) + b_n
+        u_n = w_n @ (r * left) + b_n
         n = torch.tanh(g_n + u_n)
     return (1 - z) * n + z * state, torch.cat([r, z, n, u_n])
 
@@ -66,6 +71,7 @@ def gru_one(g, state, weight, bias, reset_after):
 def decoder_step(
     input_gates,
     state,
+    state_mask,
     keys,
     memory,
     score_weight,
@@ -82,7 +88,8 @@ def decoder_step(
     rows = []
     for row in range(state.shape[0]):
         b = row if memory_index is None else int(memory_index[row])
-        query = query_weight @ state[row]
+        mask = None if state_mask is None else state_mask[row]
+        query = query_weight @ dropped(state[row], mask)
         if query_bias is not None:
             query = query + query_bias
         real = _real(key_padding_mask, b, keys.shape[1])
@@ -91,7 +98,7 @@ def decoder_step(
             gates = context_weight @ context
         else:
             gates = sum((weights[j] * memory_gates[b, j] for j in real), input_gates.new_zeros(input_gates.shape[1]))
-        new_state, kept = gru_one(input_gates[row] + gates, state[row], hidden_weight, hidden_bias, reset_after)
+        new_state, kept = gru_one(input_gates[row] + gates, state[row], mask, hidden_weight, hidden_bias, reset_after)
         rows.append((new_state, context, weights, kept))
     return tuple(torch.stack(parts) for parts in zip(*rows, strict=True))
 
@@ -99,6 +106,7 @@ def decoder_step(
 def decoder_scan(
     input_gates,
     state,
+    state_mask,
     keys,
     memory,
     score_weight,
@@ -121,6 +129,7 @@ def decoder_scan(
             out = decoder_step(
                 input_gates[b : b + 1, t],
                 carried,
+                None if state_mask is None else state_mask[b : b + 1],
                 keys[b : b + 1],
                 memory[b : b + 1],
                 score_weight,
@@ -142,15 +151,15 @@ def decoder_scan(
     return tuple(torch.stack(parts) for parts in zip(*rows, strict=True))
 
 
-def gru_scan(input_gates, state, hidden_weight, hidden_bias, lengths, reverse, reset_after):
+def gru_scan(input_gates, state, state_mask, hidden_weight, hidden_bias, lengths, reverse, reset_after):
     steps, hidden = input_gates.shape[1], state.shape[1]
     rows = []
     for b in range(state.shape[0]):
         length = steps if lengths is None else int(lengths[b])
-        carried = state[b]
+        carried, mask = state[b], None if state_mask is None else state_mask[b]
         outs = [(state.new_zeros(hidden), state.new_zeros(4 * hidden))] * steps
         for t in reversed(range(length)) if reverse else range(length):
-            carried, kept = gru_one(input_gates[b, t], carried, hidden_weight, hidden_bias, reset_after)
+            carried, kept = gru_one(input_gates[b, t], carried, mask, hidden_weight, hidden_bias, reset_after)
             outs[t] = (carried, kept)
         rows.append(tuple(torch.stack(parts) for parts in zip(*outs, strict=True)))
     return tuple(torch.stack(parts) for parts in zip(*rows, strict=True))

@@ -102,21 +102,47 @@ def test_hypotheses_share_a_sentence_through_memory_index():
         torch.testing.assert_close(one, other, **tolerances.EXACT)
 
 
-def test_reset_before_equals_a_loop_over_the_papers_gru():
-    decoder = rk.FusedBahdanauDecoder(E, H, M, A, reset_after=False, dtype=torch.float64)
+@pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize("reset_after", [False, True])
+def test_it_equals_a_loop_over_either_gru_with_and_without_dropout_of_the_state(reset_after, dropout):
+    decoder = rk.FusedBahdanauDecoder(E, H, M, A, reset_after=reset_after, dtype=torch.float64)
     input, memory, state = inputs()
-    out, weight = decoder(input, memory, state), decoder.cell.weight_ih
-    keys = decoder.key_proj(memory)
+    mask = (torch.rand(B, H, dtype=torch.float64) < 0.5) * 2.0 if dropout else torch.ones(B, H, dtype=torch.float64)
+    out = decoder(input, memory, state, state_mask=mask if dropout else None)
+    weight, keys = decoder.cell.weight_ih, decoder.key_proj(memory)
     for t in range(T):
         context, _ = naive.additive_attention(
-            decoder.query_proj(state), keys, memory, decoder.score.weight[0], None, None
+            decoder.query_proj(mask * state), keys, memory, decoder.score.weight[0], None, None
         )
         gates = torch.cat([input[:, t], context], 1) @ weight.t() + decoder.cell.bias_ih
         cell = decoder.cell
         state = torch.stack(
-            [naive.gru_one(g, s, cell.weight_hh, cell.bias_hh, False)[0] for g, s in zip(gates, state, strict=True)]
+            [
+                naive.gru_one(g, s, kept, cell.weight_hh, cell.bias_hh, reset_after)[0]
+                for g, s, kept in zip(gates, state, mask, strict=True)
+            ]
         )
         torch.testing.assert_close(out.output[:, t], state, **tolerances.EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_steps_with_a_state_mask_are_the_scan_with_it(dtype):
+    decoder = rk.FusedBahdanauDecoder(E, H, M, A, dtype=dtype)
+    input, memory, _ = inputs(dtype)
+    allowed = tolerances.EXACT if dtype == torch.float64 else tolerances.AUTOCAST
+    mask = (torch.rand(B, H) < 0.5).to(dtype) * 2  # in the module's dtype: what is accumulated takes it exactly
+    out, state, prepared = decoder(input, memory, state_mask=mask), None, decoder.prepare_memory(memory)
+    for t in range(T):
+        step = decoder.step(input[:, t], state, prepared, state_mask=mask)
+        torch.testing.assert_close(step.output, out.output[:, t], **allowed)
+        state = step.state
+
+
+def test_a_bool_state_mask_is_refused():
+    """It lacks the 1 / (1 - p)."""
+    decoder, (input, memory, _) = rk.FusedBahdanauDecoder(E, H, M, A), inputs(torch.float32)
+    with pytest.raises(TypeError, match=r"`state_mask` must be torch\.float32 .*got torch\.bool"):
+        decoder(input, memory, state_mask=torch.ones(B, H, dtype=torch.bool))
 
 
 def test_lengths_are_masks_and_the_state_stops_at_a_rows_end():

@@ -193,13 +193,21 @@ def test_a_sentence_is_the_same_bits_in_any_batch_and_with_any_padding() -> None
     weight, bias = torch.randn(60, 20), torch.randn(60)
     lengths = torch.tensor([6, 0, 3, 1, 5, 6, 2, 4, 6])
     for reverse, reset_after in itertools.product([False, True], repeat=2):
-        states, _ = native_op("gru_scan", input_gates, state, weight, bias, lengths, reverse, reset_after)
+        states, _ = native_op("gru_scan", input_gates, state, None, weight, bias, lengths, reverse, reset_after)
         for b, length in enumerate(lengths.tolist()):
             if length == 0:
                 assert states[b].eq(0).all()
                 continue
             alone, _ = native_op(
-                "gru_scan", input_gates[b : b + 1, :length], state[b : b + 1], weight, bias, None, reverse, reset_after
+                "gru_scan",
+                input_gates[b : b + 1, :length],
+                state[b : b + 1],
+                None,
+                weight,
+                bias,
+                None,
+                reverse,
+                reset_after,
             )
             assert torch.equal(alone[0], states[b, :length])
             assert states[b, length:].eq(0).all()

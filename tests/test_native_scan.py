@@ -82,7 +82,7 @@ def test_a_row_of_gru_scan_is_the_same_bits_in_any_batch(dtype: torch.dtype, res
     whole = scan(*args.values())
     for rows in (1, 2, 3, 5, 6, 7, 12, 16, 17, 31, 33, 48, 49, 79, 80):
         for first in {0, 80 - rows}:
-            part = {name: args[name][first : first + rows] for name in ("input_gates", "state")}
+            part = {name: args[name][first : first + rows] for name in ("input_gates", "state", "state_mask")}
             for one, other in zip(scan(*{**args, **part}.values()), whole, strict=True):
                 assert torch.equal(one, other[first : first + rows]), (rows, first)
 

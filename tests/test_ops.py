@@ -106,6 +106,18 @@ def test_memory_index_and_memory_gates_raise_under_autograd(op, backend, device)
             overload_of(op, backend)(*args.values())
 
 
+@pytest.mark.parametrize(
+    ("op", "backend", "device"), implementations("decoder_step", "decoder_scan", "gru_scan", gradients=True)
+)
+def test_a_state_mask_that_wants_a_gradient_is_refused(op, backend, device):
+    args = example(BY_NAME[op], sizes=SMALL, absent=INFERENCE_ONLY, device=device)
+    args["state_mask"].requires_grad_()
+    with pytest.raises(RuntimeError, match=f"`state_mask` is a constant, rnnsearch::{op} has no gradient for it"):
+        overload_of(op, backend)(*args.values())
+    with torch.no_grad():
+        overload_of(op, backend)(*args.values())
+
+
 @pytest.mark.parametrize(("op", "backend", "device"), implementations("vocabulary_topk"))
 def test_a_derivative_of_vocabulary_topk_raises(op, backend, device):
     args = example(BY_NAME[op], sizes=SMALL, device=device)

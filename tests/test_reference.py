@@ -167,7 +167,7 @@ def test_gru_scan_equals_nn_gru_in_both_directions(op, backend, device):
             getattr(gru, f"{name}_l0{suffix}").detach() for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
         gates = input @ weight_ih.t() + bias_ih
-        args = (gates, torch.zeros(3, 3, dtype=torch.float64), weight_hh, bias_hh, lengths, reverse, True)
+        args = (gates, torch.zeros(3, 3, dtype=torch.float64), None, weight_hh, bias_hh, lengths, reverse, True)
         states, _ = overload_of(op, backend)(*(_to(arg, device) for arg in args))
         torch.testing.assert_close(states.cpu(), theirs[..., 3 * reverse :][..., :3].detach(), **tolerances.EXACT)
         ends = states.cpu()[:, 0] if reverse else states.cpu()[torch.arange(3), lengths - 1]
@@ -176,7 +176,8 @@ def test_gru_scan_equals_nn_gru_in_both_directions(op, backend, device):
 
 @pytest.mark.parametrize(("op", "backend", "device"), implementations("decoder_step", dtype=torch.float64))
 def test_decoder_step_equals_nn_gru_cell_over_input_and_context(op, backend, device):
-    args = example(BY_NAME[op], torch.float64, absent={"memory_index", "memory_gates"}, flags={"reset_after": True})
+    absent = {"memory_index", "memory_gates", "state_mask"}
+    args = example(BY_NAME[op], torch.float64, absent=absent, flags={"reset_after": True})
     state, context_weight = args["state"], args["context_weight"]
     cell = nn.GRUCell(5 + context_weight.shape[1], state.shape[1], dtype=torch.float64)
     with torch.no_grad():

@@ -5,6 +5,8 @@
     g_t       = input_gates_t + context_weight context_t
     s_t       = GRU(g_t, s_{t-1}) (see gru.py)
 
+With a ``state_mask`` the query too is made from state_mask ∘ s_{t-1}.
+
 Bahdanau et al. 2014, appendix A.1.2 and A.2.2; ``input_gates`` is their W E y_{i-1} for the three gates.
 """
 
@@ -18,13 +20,22 @@ from torch import Tensor
 
 from .attention import attend, sentence_of_row, softmax_backward, zero_padding
 from .dtypes import accumulate_dtype
-from .gru import gru_cell, gru_cell_backward, hidden_weight_grad, steps_within, zero_outside
+from .gru import (
+    gru_cell,
+    gru_cell_backward,
+    hidden_weight_grad,
+    masked,
+    of_every_step,
+    steps_within,
+    zero_outside,
+)
 from .linear import linear
 
 
 def _advance(
     g: Tensor,
     state: Tensor,
+    state_mask: Tensor | None,
     keys: Tensor,
     memory: Tensor,
     memory_gates: Tensor | None,
@@ -38,19 +49,20 @@ def _advance(
     reset_after: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One step on accumulate tensors with zeroed padding, one sentence a row."""
-    query = linear(state, query_weight, query_bias)
+    query = linear(masked(state, state_mask), query_weight, query_bias)
     context, attn_weights = attend(query, keys, memory, score_weight, key_padding_mask)
     if memory_gates is None:
         context_gates = linear(context, context_weight, None)
     else:
         context_gates = torch.bmm(attn_weights[:, None], memory_gates)[:, 0]
-    new_state, gates = gru_cell(g + context_gates, state, hidden_weight, hidden_bias, reset_after)
+    new_state, gates = gru_cell(g + context_gates, state, state_mask, hidden_weight, hidden_bias, reset_after)
     return new_state, context, attn_weights, gates
 
 
 def decoder_step(
     input_gates: Tensor,
     state: Tensor,
+    state_mask: Tensor | None,
     keys: Tensor,
     memory: Tensor,
     score_weight: Tensor,
@@ -71,7 +83,7 @@ def decoder_step(
     rows = (sentence_of_row(values, memory_index) for values in (*zeroed, key_padding_mask))
     weights = (score_weight, query_weight, query_bias, context_weight, hidden_weight, hidden_bias)
     prepared: tuple[Any, ...] = (*rows, *_in_dtype(accumulate, weights), reset_after)
-    new_state, context, attn_weights, gates = _advance(input_gates.to(accumulate), state, *prepared)
+    new_state, context, attn_weights, gates = _advance(input_gates.to(accumulate), state, state_mask, *prepared)
     return new_state, context.to(memory.dtype), attn_weights, gates
 
 
@@ -82,6 +94,7 @@ def _in_dtype(dtype: torch.dtype, tensors: Iterable[Tensor | None]) -> Iterator[
 def decoder_scan(
     input_gates: Tensor,
     state: Tensor,
+    state_mask: Tensor | None,
     keys: Tensor,
     memory: Tensor,
     score_weight: Tensor,
@@ -107,7 +120,7 @@ def decoder_scan(
     )
     steps = []
     for t in range(g.shape[1]):
-        new_state, *others = _advance(g[:, t], state, *prepared)
+        new_state, *others = _advance(g[:, t], state, state_mask, *prepared)
         state = new_state if within is None else torch.where(within[:, t], new_state, state)
         steps.append((state, *others))
     states, contexts, attn_weights, gates = (
@@ -122,6 +135,7 @@ def decoder_scan_backward(
     grad_attn_weights: Tensor,
     input_gates: Tensor,
     state: Tensor,
+    state_mask: Tensor | None,
     keys: Tensor,
     memory: Tensor,
     score_weight: Tensor,
@@ -147,7 +161,8 @@ def decoder_scan_backward(
     grad_states = zero_outside(grad_states, within)
     grad_contexts = zero_outside(grad_contexts.to(accumulate), within)
     old_states = torch.cat([state[:, None], states[:, :-1]], 1)
-    queries = linear(old_states, query_weight, query_bias)
+    entering = masked(old_states, of_every_step(state_mask))
+    queries = linear(entering, query_weight, query_bias)
 
     # The part of the weights' gradient that does not depend on later steps, for all t at once.
     outside = zero_outside(grad_attn_weights, within) + torch.bmm(grad_contexts, real_memory.mT)
@@ -160,7 +175,9 @@ def decoder_scan_backward(
     grad_state = torch.zeros_like(state)
     for t in reversed(range(steps)):
         total = grad_state + grad_states[:, t]
-        grad_g, grad_u, grad_old = gru_cell_backward(total, old_states[:, t], gates[:, t], to_hidden, reset_after)
+        grad_g, grad_u, grad_old = gru_cell_backward(
+            total, old_states[:, t], state_mask, gates[:, t], to_hidden, reset_after
+        )
         if within is not None:
             grad_g, grad_u = zero_outside(grad_g, within[:, t]), zero_outside(grad_u, within[:, t])
             grad_old = torch.where(within[:, t], grad_old, grad_state)
@@ -172,7 +189,7 @@ def decoder_scan_backward(
         grad_keys += grad_key
         grad_v += (grad_score[..., None] * activation).sum((0, 1))
         grad_input[:, t], grad_hidden[:, t], grad_queries[:, t] = grad_g, grad_u, grad_query
-        grad_state = grad_old + grad_query @ to_query
+        grad_state = grad_old + masked(grad_query @ to_query, state_mask)
 
     grad_context = grad_contexts + grad_input @ from_context
     return (
@@ -181,9 +198,9 @@ def decoder_scan_backward(
         grad_keys.to(storage),
         torch.bmm(attn_weights.mT, grad_context).to(storage),
         grad_v.to(storage),
-        (grad_queries.flatten(0, 1).t() @ old_states.flatten(0, 1)).to(storage),
+        (grad_queries.flatten(0, 1).t() @ entering.flatten(0, 1)).to(storage),
         grad_queries.sum((0, 1)).to(storage),
         (grad_input.flatten(0, 1).t() @ contexts.flatten(0, 1).to(accumulate)).to(storage),
-        hidden_weight_grad(grad_hidden, old_states, gates, reset_after).to(storage),
+        hidden_weight_grad(grad_hidden, entering, gates, reset_after).to(storage),
         grad_hidden.sum((0, 1)).to(storage),
     )

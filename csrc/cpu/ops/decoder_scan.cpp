@@ -6,12 +6,13 @@
 namespace rnnsearch {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> decoder_scan(
-    const Tensor& input_gates_, const Tensor& state_, const Tensor& keys, const Tensor& memory_,
-    const Tensor& score_weight, const Tensor& query_weight_, const OptionalTensor& query_bias_,
+    const Tensor& input_gates_, const Tensor& state_, const OptionalTensor& state_mask_, const Tensor& keys,
+    const Tensor& memory_, const Tensor& score_weight, const Tensor& query_weight_, const OptionalTensor& query_bias_,
     const Tensor& context_weight_, const Tensor& hidden_weight_, const OptionalTensor& hidden_bias_,
     const OptionalTensor& key_padding_mask, const OptionalTensor& input_lengths_, bool reset_after) {
   Signature call("keys", keys);
   const Tensor state = call.check("state", state_, {"B", "H"}, Role::accumulate);
+  const OptionalTensor state_mask = call.check("state_mask", state_mask_, {"B", "H"}, Role::accumulate);
   const Tensor input_gates = call.check("input_gates", input_gates_, {"B", "T", "3H"}, Role::either);
   const Memory memory = check_memory(call, keys, memory_, score_weight, key_padding_mask);
   const Tensor query_weight = call.check("query_weight", query_weight_, {"A", "H"}, Role::storage);
@@ -37,7 +38,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> decoder_scan(
     rows.zero_rest(pointer<T>(attn_weights), S_);
     rows.zero_rest(pointer<T>(gates), 4 * H);
 
-    const GruForward<S> gru(rows, matrix<S>(hidden_weight), pointer<S>(hidden_bias), H, reset_after, state,
+    const GruForward<S> gru(rows, matrix<S>(hidden_weight), pointer<S>(hidden_bias), H, reset_after, state, state_mask,
                             matrix<S>(query_weight), pointer<S>(query_bias), A);
     PackedWeight<S> from_context(3 * H, M);
     from_context.outputs(matrix<S>(context_weight), 0, 3 * H);

@@ -10,8 +10,9 @@ namespace rnnsearch {
 using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Grads decoder_scan_backward(const Tensor& grad_states_, const Tensor& grad_contexts_, const Tensor& grad_attn_weights_,
-                            const Tensor& input_gates, const Tensor& state_, const Tensor& keys, const Tensor& memory_,
-                            const Tensor& score_weight, const Tensor& query_weight_, const OptionalTensor& query_bias_,
+                            const Tensor& input_gates, const Tensor& state_, const OptionalTensor& state_mask_,
+                            const Tensor& keys, const Tensor& memory_, const Tensor& score_weight,
+                            const Tensor& query_weight_, const OptionalTensor& query_bias_,
                             const Tensor& context_weight_, const Tensor& hidden_weight_,
                             const OptionalTensor& key_padding_mask, const OptionalTensor& input_lengths_,
                             const Tensor& states_, const Tensor& contexts_, const Tensor& attn_weights_,
@@ -24,6 +25,7 @@ Grads decoder_scan_backward(const Tensor& grad_states_, const Tensor& grad_conte
       contiguous(call.check("grad_attn_weights", grad_attn_weights_, {"B", "T", "S"}, Role::accumulate));
   call.check("input_gates", input_gates, {"B", "T", "3H"}, Role::either);
   const Tensor state = call.check("state", state_, {"B", "H"}, Role::accumulate);
+  const OptionalTensor state_mask = call.check("state_mask", state_mask_, {"B", "H"}, Role::accumulate);
   const Memory memory = check_memory(call, keys, memory_, score_weight, key_padding_mask);
   const Tensor query_weight = call.check("query_weight", query_weight_, {"A", "H"}, Role::storage);
   const OptionalTensor query_bias = call.check("query_bias", query_bias_, {"A"}, Role::storage);
@@ -54,7 +56,7 @@ Grads decoder_scan_backward(const Tensor& grad_states_, const Tensor& grad_conte
     std::optional<ScanAttention<S>> prepared(std::in_place, memory, B, S_);
     const ScanAttention<S>& attention = *prepared;
     const int64_t width = attention.padded(), total = rows.total();
-    GruBackward<S> gru(rows, matrix<S>(hidden_weight), H, reset_after, matrix<S>(query_weight), A, width);
+    GruBackward<S> gru(rows, matrix<S>(hidden_weight), H, reset_after, state_mask, matrix<S>(query_weight), A, width);
     gru.gather_states(state, pointer<T>(states));
 
     // All queries again, in the order of the schedule.
@@ -63,7 +65,7 @@ Grads decoder_scan_backward(const Tensor& grad_states_, const Tensor& grad_conte
       PackedWeight<S> to_query(A, H);
       to_query.outputs(matrix<S>(query_weight), 0, A);
       const JoinedBias<S> bias({{pointer<S>(query_bias), A}});
-      to_query.product(gru.old_state(0), H, total, &bias, queries.data(), width);
+      to_query.product(gru.entering(0), H, total, &bias, queries.data(), width);
     }
     std::optional<PackedWeight<S>> to_context(std::in_place, M, 3 * H);
     const Matrix<S> C = matrix<S>(context_weight);

@@ -6,13 +6,14 @@
 namespace rnnsearch {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> decoder_step(
-    const Tensor& input_gates_, const Tensor& state_, const Tensor& keys, const Tensor& memory_,
-    const Tensor& score_weight, const Tensor& query_weight_, const OptionalTensor& query_bias_,
+    const Tensor& input_gates_, const Tensor& state_, const OptionalTensor& state_mask_, const Tensor& keys,
+    const Tensor& memory_, const Tensor& score_weight, const Tensor& query_weight_, const OptionalTensor& query_bias_,
     const Tensor& context_weight_, const Tensor& hidden_weight_, const OptionalTensor& hidden_bias_,
     const OptionalTensor& key_padding_mask, const OptionalTensor& memory_index, const OptionalTensor& memory_gates_,
     bool reset_after) {
   Signature call("keys", keys);
   const Tensor state = call.check("state", state_, {"N", "H"}, Role::accumulate);
+  const OptionalTensor state_mask = call.check("state_mask", state_mask_, {"N", "H"}, Role::accumulate);
   const Tensor input_gates = call.check("input_gates", input_gates_, {"N", "3H"}, Role::either);
   const Memory memory = Memory::check(call, keys, memory_, score_weight, key_padding_mask, memory_index);
   const Tensor query_weight = call.check("query_weight", query_weight_, {"A", "H"}, Role::storage);
@@ -29,7 +30,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> decoder_step(
   with_storage(call, [&](auto s) {
     using S = decltype(s);
     using T = Accumulate<S>;
-    const PackedRows<S> states(rows_of(state, call), N, H);
+    const Scratch<T> masked(state_mask.has_value() ? N * H : 0);
+    for (int64_t n = 0; state_mask.has_value() && n < N; ++n)
+      mask_row(pointer<T>(state_mask) + n * state_mask->stride(0), pointer<T>(state) + n * state.stride(0), H,
+               masked.data() + n * H);
+    const Rows entering = state_mask.has_value() ? Rows{masked.data(), H, false} : rows_of(state, call);
+    const PackedRows<S> states(entering, N, H);
     const Scratch<T> query(N * A), context_gates(N * 3 * H);
     states.product(matrix<S>(query_weight), pointer<S>(query_bias), A, query.data(), A);
     const Attention<S> attention(memory, N, call['B'], S_);
@@ -47,6 +53,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> decoder_step(
                                          input.is_storage,
                                          context_gates.data() + n * 3 * H,
                                          pointer<T>(state) + n * state.stride(0),
+                                         static_cast<const T*>(row<S>(entering, n)),
                                          pointer<T>(new_state) + n * H,
                                          pointer<T>(gates) + n * 4 * H};
     });

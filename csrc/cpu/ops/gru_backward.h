@@ -21,9 +21,10 @@ class GruBackward {
  public:
   using T = Accumulate<S>;
 
-  // extra: that many more features that read the old state through extra_weight (extra, H), padded to `extra_room`.
+  // state_mask (B, H) or nothing. extra: that many more features that read the old state through extra_weight (extra,
+  // H), padded to `extra_room`.
   GruBackward(const Schedule& rows, const Matrix<S>& hidden_weight, int64_t H, bool reset_after,
-              const Matrix<S>& extra_weight, int64_t extra, int64_t extra_room)
+              const OptionalTensor& state_mask, const Matrix<S>& extra_weight, int64_t extra, int64_t extra_room)
       : kernels_(kernels<S>()),
         rows_(rows),
         H_(H),
@@ -32,11 +33,14 @@ class GruBackward {
         through_((reset_after ? 3 * H : 2 * H) + extra),
         stride_((reset_after ? 4 * H : 3 * H) + extra_room),
         grads_(empty({rows.total(), stride_}, scalar_type<T>)),
-        old_states_(empty({rows.total(), H}, scalar_type<T>)),
+        state_mask_(state_mask),
+        entering_(empty({rows.total(), H}, scalar_type<T>)),
         reset_states_(empty({reset_after ? 0 : rows.total(), H}, scalar_type<T>)),
         grads_data_(pointer<T>(grads_)),
-        old_states_data_(pointer<T>(old_states_)),
+        entering_data_(pointer<T>(entering_)),
+        old_rows_(static_cast<size_t>(rows.total())),
         grad_state_(rows.batch() * H),
+        grad_entering_(state_mask.has_value() ? rows.batch() * H : 0),
         grad_reset_(rows.batch() * H),
         to_state_(std::in_place, H, through_),
         to_reset_(std::in_place, reset_after ? 0 : H, H) {
@@ -48,47 +52,57 @@ class GruBackward {
     std::fill_n(grad_state_.data(), rows.batch() * H, T(0));
   }
 
-  // The old states in the order of the schedule: `state` and all but each row's last of `states` (B, T, H).
-  void gather_states(const Tensor& state, const T* states) const {
+  // The old states in the order of the schedule: `state` and all but each row's last of `states` (B, T, H), which stay
+  // where they are; and, side by side, as the products read them.
+  void gather_states(const Tensor& state, const T* states) {
     parallel(rows_.steps(), rows_.batch() * H_, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t)
         for (int64_t n = 0; n < rows_.running(t); ++n) {
           const int64_t b = rows_.row(n);
           const T* from = t == 0 ? pointer<T>(state) + b * state.stride(0) : states + rows_.place(b, t - 1) * H_;
-          std::copy_n(from, H_, old_state(rows_.offset(t) + n));
+          old_rows_[static_cast<size_t>(rows_.offset(t) + n)] = from;
+          if (state_mask_.has_value())
+            mask_row(mask_of(n), from, H_, entering(rows_.offset(t) + n));
+          else
+            std::copy_n(from, H_, entering(rows_.offset(t) + n));
         }
     });
   }
 
   T* grads(int64_t row) const { return grads_data_ + row * stride_; }
   T* extra(int64_t row) const { return grads(row) + (reset_after_ ? 4 : 3) * H_; }
-  T* old_state(int64_t row) const { return old_states_data_ + row * H_; }
+  T* entering(int64_t row) const { return entering_data_ + row * H_; }
   int64_t stride() const { return stride_; }
 
   // Step t up to the gates: fills n, r, z (and r ∘ n) of its rows.
   template <class F>
   void gates(int64_t t, const F& results_of) const {
     const int64_t N = rows_.running(t), first = rows_.offset(t);
-    const auto for_rows = [&](void (*kernel)(const GateBackwardArgs<T>&)) {
+    const auto for_rows = [&](void (*kernel)(const GateBackwardArgs<T>&), bool masked, T* grad_old_states) {
       parallel(N, 40 * H_, [&](int64_t begin, int64_t end) {
         for (int64_t n = begin; n < end; ++n) {
           const auto [grad_new_state, gates] = results_of(n);
-          T* carried = grad_state_.data() + n * H_;
-          kernel({carried, grad_new_state, gates, old_state(first + n), grad_reset_.data() + n * H_, grads(first + n),
-                  carried, pointer<T>(reset_states_) + (first + n) * H_, H_, reset_after_});
+          const T* old_state = masked ? entering(first + n) : old_rows_[static_cast<size_t>(first + n)];
+          kernel({grad_state_.data() + n * H_, grad_new_state, gates, old_state, grad_reset_.data() + n * H_,
+                  grads(first + n), grad_old_states + n * H_, pointer<T>(reset_states_) + (first + n) * H_, H_,
+                  reset_after_});
         }
       });
     };
-    for_rows(kernels_.scan.gates_backward);
+    for_rows(kernels_.scan.gates_backward, false, grad_state_.data());
+    if (state_mask_.has_value()) std::fill_n(grad_entering_.data(), N * H_, T(0));
     if (!reset_after_) {
       to_reset_->product(grads(first), stride_, N, nullptr, grad_reset_.data(), H_);
-      for_rows(kernels_.scan.reset_backward);
+      for_rows(kernels_.scan.reset_backward, true, grad_entering());
     }
   }
 
   // The rest of step t, when extra is there: the gradient of the old state.
   void state(int64_t t) const {
-    to_state_->add_product(grads(rows_.offset(t)) + H_, stride_, rows_.running(t), grad_state_.data(), H_);
+    const int64_t N = rows_.running(t);
+    to_state_->add_product(grads(rows_.offset(t)) + H_, stride_, N, grad_entering(), H_);
+    for (int64_t n = 0; state_mask_.has_value() && n < N; ++n)
+      for (int64_t h = 0; h < H_; ++h) grad_state_.data()[n * H_ + h] += mask_of(n)[h] * grad_entering()[n * H_ + h];
   }
 
   // After the loop ----
@@ -134,7 +148,7 @@ class GruBackward {
     OptionalTensor extra_weight, context_weight;
   };
   void store_grad_weights(const WeightGrads& out, const OptionalTensor& contexts) const {
-    const Tensor grads = in_storage(grads_), old = in_storage(old_states_);
+    const Tensor grads = in_storage(grads_), old = in_storage(entering_);
     const auto of = [&](int64_t begin, int64_t count) {
       return torch::stable::transpose(columns_part(grads, begin, count), 0, 1);
     };
@@ -158,6 +172,10 @@ class GruBackward {
   }
 
  private:
+  const T* mask_of(int64_t n) const { return pointer<T>(state_mask_) + rows_.row(n) * state_mask_->stride(0); }
+  // Where the gradient of what the products read is summed: without a mask that is the old state itself.
+  T* grad_entering() const { return (state_mask_.has_value() ? grad_entering_ : grad_state_).data(); }
+
   static void store(const T* from, T* to, int64_t count) { std::copy_n(from, count, to); }
   template <class V>
   void store(const T* from, V* to, int64_t count) const {
@@ -169,10 +187,12 @@ class GruBackward {
   int64_t H_;
   bool reset_after_;
   int64_t extra_, through_, stride_;
-  Tensor grads_, old_states_, reset_states_;
+  OptionalTensor state_mask_;
+  Tensor grads_, entering_, reset_states_;
   T* grads_data_;
-  T* old_states_data_;
-  Scratch<T> grad_state_, grad_reset_;
+  T* entering_data_;
+  std::vector<const T*> old_rows_;
+  Scratch<T> grad_state_, grad_entering_, grad_reset_;
   std::optional<PackedWeight<S>> to_state_, to_reset_;
 };
 }  // namespace rnnsearch

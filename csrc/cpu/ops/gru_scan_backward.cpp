@@ -4,7 +4,8 @@
 namespace rnnsearch {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> gru_scan_backward(const Tensor& grad_states_, const Tensor& input_gates,
-                                                             const Tensor& state_, const Tensor& hidden_weight_,
+                                                             const Tensor& state_, const OptionalTensor& state_mask_,
+                                                             const Tensor& hidden_weight_,
                                                              const OptionalTensor& lengths_, const Tensor& states_,
                                                              const Tensor& gates_, bool reverse, bool reset_after) {
   using torch::stable::contiguous;
@@ -12,6 +13,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gru_scan_backward(const Tensor& grad_
   const Tensor grad_states = contiguous(call.check("grad_states", grad_states_, {"B", "T", "H"}, Role::accumulate));
   call.check("input_gates", input_gates, {"B", "T", "3H"}, Role::either);
   const Tensor state = call.check("state", state_, {"B", "H"}, Role::accumulate);
+  const OptionalTensor state_mask = call.check("state_mask", state_mask_, {"B", "H"}, Role::accumulate);
   const Tensor hidden_weight = call.check("hidden_weight", hidden_weight_, {"3H", "H"}, Role::storage);
   const OptionalTensor lengths = call.check("lengths", lengths_, {"B"}, Role::index);
   const Tensor states = contiguous(call.check("states", states_, {"B", "T", "H"}, Role::accumulate));
@@ -26,7 +28,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gru_scan_backward(const Tensor& grad_
     using S = decltype(s);
     using T = Accumulate<S>;
     const Schedule rows(B, steps, pointer<int64_t>(lengths), reverse);
-    GruBackward<S> gru(rows, matrix<S>(hidden_weight), H, reset_after, {}, 0, 0);
+    GruBackward<S> gru(rows, matrix<S>(hidden_weight), H, reset_after, state_mask, {}, 0, 0);
     gru.gather_states(state, pointer<T>(states));
     for (int64_t t = steps; t-- > 0;) {
       gru.gates(t, [&](int64_t n) {

@@ -16,6 +16,12 @@ void parallel(int64_t count, int64_t operations_each, const F& f) {
 
 inline int64_t blocks(int64_t count, int64_t block) { return (count + block - 1) / block; }
 
+// out = state_mask ∘ state, a row.
+template <class T>
+void mask_row(const T* state_mask, const T* state, int64_t count, T* out) {
+  for (int64_t h = 0; h < count; ++h) out[h] = state_mask[h] * state[h];
+}
+
 // Rows made ready for products with one weight after another.
 template <class S>
 class PackedRows {
