@@ -1,6 +1,6 @@
 """The derivative of every op, as the call of its backward op in the same backend.
 
-Each formula is a pair (setup_context, backward) for ``torch.library.register_autograd``. Backward ops have none
+Each formula is a pair (setup_context, backward) for ``register_autograd`` of torch's library. Backward ops have none
 of their own: differentiating twice raises.
 """
 

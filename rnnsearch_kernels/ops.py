@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.library import Library
+from torch import Tensor, library
 
 from .autograd import BACKWARD, formula, without_backward
 from .checks import Plan, Sizes, split_size
@@ -25,7 +24,7 @@ AUTOCAST_DEVICES = ("cpu", "cuda")
 PLANS: dict[str, Plan] = {op.name: Plan(op) for op in OPS}
 
 # Holding the library keeps the registrations alive.
-_library = Library(NAMESPACE, "FRAGMENT")
+_library = library.Library(NAMESPACE, "FRAGMENT")
 
 
 def mint(overload: str, names: Sequence[str], kernels: dict[str, Callable[..., Any]], dispatch_key: str) -> None:
@@ -36,7 +35,7 @@ def mint(overload: str, names: Sequence[str], kernels: dict[str, Callable[..., A
         qualified = f"{NAMESPACE}::{op.name}.{overload}"
         if op.name in kernels:
             _library.impl(f"{op.name}.{overload}", kernels[op.name], dispatch_key)
-        torch.library.register_fake(qualified, _fake(op), lib=_library)
+        library.register_fake(qualified, _fake(op), lib=_library)
         for device in AUTOCAST_DEVICES:
             _register_autocast(op, overload, device)
     for op in minted:
@@ -46,7 +45,7 @@ def mint(overload: str, names: Sequence[str], kernels: dict[str, Callable[..., A
             setup, differentiate = without_backward(op.name, overload)
         else:
             setup, differentiate = formula(op.name, None if backward is None else overload_of(backward, overload))
-        torch.library.register_autograd(
+        library.register_autograd(
             f"{NAMESPACE}::{op.name}.{overload}", differentiate, setup_context=setup, lib=_library
         )
 

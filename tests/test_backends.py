@@ -7,6 +7,7 @@ import importlib
 import pytest
 import torch
 import torch.testing._internal.optests
+from torch import library
 
 import rnnsearch_kernels as rk
 from rnnsearch_kernels import reference
@@ -81,7 +82,7 @@ def test_it_has_schema_fake_autograd_and_autocast_without_doing_anything():
         assert all(torch.equal(mine[name], value) for name, value in theirs.items())
         for name in wanted:
             args[name].requires_grad_()
-        torch.library.opcheck(overload, tuple(args.values()))
+        library.opcheck(overload, tuple(args.values()))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             results = overload(*args.values())
         assert all(result.dtype == torch.float32 for result in (results if op == "gru_scan" else [results]))
@@ -172,4 +173,4 @@ def test_a_wrong_kernel_result_is_seen_by_opcheck():
     name = f"{NAME}_wrong_shape"
     rk.register_backend(rk.Backend(name, ("cpu",), (torch.float32,), rank=-1, kernels={"linear": wrong}))
     with pytest.raises(torch.testing._internal.optests.generate_tests.OpCheckError):
-        torch.library.opcheck(overload_of("linear", name), tuple(example(BY_NAME["linear"]).values()))
+        library.opcheck(overload_of("linear", name), tuple(example(BY_NAME["linear"]).values()))

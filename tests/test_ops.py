@@ -8,6 +8,7 @@ import pytest
 import tolerances
 import torch
 from conftest import implementations
+from torch import library
 
 import rnnsearch_kernels as rk
 from rnnsearch_kernels.ops import overload_of
@@ -47,7 +48,7 @@ def test_opcheck_with_every_subset_of_the_optional_arguments(op, backend, device
         pytest.skip(f"{backend} has no {op} in {dtype}")
     for absent in subsets(optional(op)):
         args = example(BY_NAME[op], dtype, sizes=SMALL, absent=absent, flags={"reset_after": True}, device=device)
-        torch.library.opcheck(overload_of(op, backend), tuple(args.values()), test_utils=WITHOUT_COMPILING)
+        library.opcheck(overload_of(op, backend), tuple(args.values()), test_utils=WITHOUT_COMPILING)
 
 
 @pytest.mark.parametrize(("op", "backend", "device"), implementations(*DIFFERENTIABLE, gradients=True))
@@ -59,7 +60,7 @@ def test_opcheck_with_gradients(op, backend, device):
             args[name].requires_grad_()
         # Tracing takes a second and sees which arguments are there, not what a flag makes of them.
         checks = WITHOUT_COMPILING if absent in traced else (*WITHOUT_COMPILING, "test_aot_dispatch_dynamic")
-        torch.library.opcheck(overload_of(op, backend), tuple(args.values()), test_utils=checks)
+        library.opcheck(overload_of(op, backend), tuple(args.values()), test_utils=checks)
         traced.append(absent)
 
 
