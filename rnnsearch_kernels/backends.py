@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from . import native, reference
+from . import native, reference, triton
 from .autograd import BACKWARD
 from .checks import STORAGE_DTYPES
 from .ops import mint, overload_of
@@ -172,5 +172,15 @@ register_backend(
         compiled=tuple(native.ops()),
         guarded=True,
         missing=native.why_missing(),
+    )
+)
+register_backend(
+    Backend(
+        "triton",
+        devices=triton.devices(),
+        dtypes=triton.DTYPES,
+        rank=5,
+        kernels=triton.KERNELS,
+        missing=triton.why_missing(),
     )
 )

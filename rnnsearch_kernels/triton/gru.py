@@ -5,7 +5,8 @@
     n    = tanh(g_n + u_n),  u_n = U_n (r ∘ e) + b_n        otherwise (Cho et al. 2014, eq. 8)
     s_t  = (1 - z) ∘ n + z ∘ s_{t-1}                        torch's z; the paper's z is 1 - this one
 
-e, ``entering``, is the old state as it enters a product: state_mask ∘ s_{t-1} where there is a mask. Everything is float32.
+e, ``entering``, is the old state as it enters a product: state_mask ∘ s_{t-1} where there is a mask. Everything is
+float32.
 """
 
 from __future__ import annotations

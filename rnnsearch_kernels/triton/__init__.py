@@ -1,0 +1,48 @@
+"""The Triton backend: what it has, and where it can run. Importing this imports no Triton.
+
+``KERNELS`` is the whole list; a launcher's module is imported at its first call. On CPU tensors the kernels run in
+Triton's interpreter where ``TRITON_INTERPRET=1`` was set before the start, which is for tests.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+# Op -> the module of this package that holds the launcher of that name.
+MODULES: dict[str, str] = {}
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def devices() -> tuple[str, ...]:
+    return ("cuda", "cpu") if interpreting() else ("cuda",)
+
+
+def why_missing() -> str | None:
+    """Looks for no GPU: that would start the driver in every process that imports the package."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if torch.version.cuda is None and torch.version.hip is None and not interpreting():
+        return f"torch {torch.__version__} is a build without a GPU"
+    return None
+
+
+def _launcher(op: str, module: str) -> Callable[..., Any]:
+    def launch(*args: Any) -> Any:
+        return getattr(importlib.import_module(f"{__name__}.{module}"), op)(*args)
+
+    return launch
+
+
+KERNELS: dict[str, Callable[..., Any]] = {op: _launcher(op, module) for op, module in MODULES.items()}

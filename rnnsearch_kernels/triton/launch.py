@@ -1,0 +1,57 @@
+"""What every launcher needs: how a tensor is handed to a kernel, and in which arithmetic its products are made."""
+
+from __future__ import annotations
+
+from typing import overload
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from . import interpreting
+
+_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+def blocks(size: int, block: int) -> int:
+    """How many blocks of ``block`` cover ``size``."""
+    return -(-size // block)
+
+
+def operand_dtype(storage: torch.dtype) -> torch.dtype:
+    """What the factors of a product are held in. The interpreter's dot of bfloat16 is silently wrong."""
+    return torch.float32 if interpreting() else storage
+
+
+def compute_type(storage: torch.dtype) -> tl.dtype:
+    """:func:`operand_dtype` in Triton's words."""
+    return _TYPES[operand_dtype(storage)]
+
+
+def precision() -> str:
+    """How float32 factors are multiplied: in three TF32 products, unless torch may take one."""
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+
+
+@overload
+def ends_contiguous(tensor: Tensor) -> Tensor: ...
+@overload
+def ends_contiguous(tensor: None) -> None: ...
+def ends_contiguous(tensor: Tensor | None) -> Tensor | None:
+    """``tensor`` with its last dimension contiguous, copied only where it is not; leading strides are the kernel's."""
+    if tensor is None or tensor.stride(-1) == 1:
+        return tensor
+    return tensor.contiguous()
+
+
+@overload
+def contiguous(tensor: Tensor) -> Tensor: ...
+@overload
+def contiguous(tensor: None) -> None: ...
+def contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def rows_for(like: Tensor, *shape: int) -> Tensor:
+    """An uninitialised float32 tensor beside ``like``."""
+    return like.new_empty(shape, dtype=torch.float32)

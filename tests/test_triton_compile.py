@@ -1,0 +1,103 @@
+"""What every Triton kernel costs on sm_80, sm_90 and sm_100: compiled without a GPU, held to budgets, no spills.
+
+A row of ``KERNELS`` names a kernel, its constants and its budgets; a new kernel gets its row here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+triton = pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from rnnsearch_kernels.triton import configs  # noqa: E402
+
+ARCHS = (80, 90, 100)
+TRITON_TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+OPTIONS = ("num_warps", "num_stages")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One specialisation: ``module.name`` with the tensors ``storage`` in each storage type, the rest float32.
+
+    types      Triton types of arguments that are neither float32 pointers nor 32-bit integers
+    absent     optional tensors that are None
+    """
+
+    module: str
+    name: str
+    constants: dict[str, Any]
+    registers: int
+    shared: int
+    storage: tuple[str, ...] = ()
+    types: dict[str, str] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
+
+
+KERNELS: tuple[Kernel, ...] = ()
+
+
+def compile_for(kernel: Kernel, dtype: str, arch: int) -> Any:
+    function = getattr(importlib.import_module(f"rnnsearch_kernels.triton.{kernel.module}"), kernel.name)
+    constants = {
+        name: getattr(triton.language, dtype) if value == "storage" else value
+        for name, value in kernel.constants.items()
+        if name not in OPTIONS
+    }
+    constants.update(dict.fromkeys(kernel.absent))
+    signature, attrs = {}, {}
+    for position, parameter in enumerate(function.params):
+        name = parameter.name
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in kernel.types:
+            signature[name] = kernel.types[name]
+        elif name.endswith("_ptr"):
+            signature[name] = f"*{TRITON_TYPES[dtype] if name in kernel.storage else 'fp32'}"
+        else:
+            signature[name] = "i32"
+        if name.endswith("_ptr") and name not in constants:
+            attrs[(position,)] = [["tt.divisibility", 16]]  # as a launch finds what torch allocates
+    source = ASTSource(function, signature, constants, attrs)
+    options = {name: kernel.constants[name] for name in OPTIONS if name in kernel.constants}
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def resources(cubin: bytes, folder: Path) -> dict[str, int]:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    path = folder / "kernel.cubin"
+    path.write_bytes(cubin)
+    printed = subprocess.run([tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True).stdout
+    return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", printed)}
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_a_kernel_compiles_within_its_budgets_and_spills_nothing(kernel, dtype, arch, tmp_path):
+    if dtype != "float32" and not kernel.storage and "storage" not in kernel.constants.values():
+        pytest.skip("it has no storage tensors")
+    compiled = compile_for(kernel, dtype, arch)
+    used = resources(compiled.asm["cubin"], tmp_path)
+    assert used["STACK"] == 0 and used["LOCAL"] == 0, f"it spills: {used}"
+    assert used["REG"] <= kernel.registers, used
+    assert compiled.metadata.shared <= kernel.shared, compiled.metadata.shared
+
+
+def test_every_kernel_has_its_row():
+    """A kernel is a jitted function whose name ends in ``_kernel``."""
+    folder = Path(configs.__file__).parent
+    found = {
+        name for path in folder.glob("*.py") for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.M)
+    }
+    assert found == {kernel.name for kernel in KERNELS}
