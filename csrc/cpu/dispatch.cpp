@@ -23,6 +23,18 @@ bool has_v4() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+
+bool has_avx512_bf16() { return has_v4() && __builtin_cpu_supports("avx512bf16"); }
+
+const Isa& with_avx512_bf16() {
+  static const Isa isa = [] {
+    Isa made = kX86V4;
+    made.name = "avx512-bf16";
+    made.bfloat16.scan.packed = kAvx512Bf16Packed;
+    return made;
+  }();
+  return isa;
+}
 #endif
 
 #if RNNSEARCH_HAS_AMX
@@ -56,6 +68,7 @@ const std::vector<Candidate>& candidates() {
          return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
        }},
       {&kX86V4, has_v4},
+      {&with_avx512_bf16(), has_avx512_bf16},
 #endif
 #if RNNSEARCH_HAS_AMX
       {&with_amx(), has_amx},

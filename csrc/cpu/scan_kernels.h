@@ -23,12 +23,22 @@ struct PackWeightArgs {
   Accumulate<S>* packed;
 };
 
+// x as the panels take it: in each slot a pair of inputs, rounded to the storage type. An odd last input is paired with
+// zero.
+template <class T>
+struct PairRowsArgs {
+  const T* x;
+  int64_t x_stride;
+  int64_t begin, end, I;  // rows
+  T* pairs;               // rows x slots
+};
+
 // y = x Wᵀ + bias for panels [panel_begin, panel_end) of a packed weight W with O outputs, or y += x Wᵀ.
 template <class T>
 struct PanelArgs {
   const T* x;
   int64_t x_stride;
-  int64_t rows, I, O;
+  int64_t rows, I, O;  // I: slots of a panel
   const T* packed;
   const T* bias;  // O elements, or null
   bool add;
@@ -145,12 +155,21 @@ struct AddRowsArgs {
   Accumulate<S>* out;
 };
 
+// Products with a packed weight.
+template <class S>
+struct PackedProducts {
+  using T = Accumulate<S>;
+  void (*pack_weight)(const PackWeightArgs<S>& args);
+  void (*panels)(const PanelArgs<T>& args);
+  // Null where a slot of a panel is one input and x is taken as it is.
+  void (*pair_rows)(const PairRowsArgs<T>& args);
+};
+
 template <class S>
 struct ScanKernels {
   using T = Accumulate<S>;
   int64_t panel_width;
-  void (*pack_weight)(const PackWeightArgs<S>& args);
-  void (*panels)(const PanelArgs<T>& args);
+  PackedProducts<S> packed;
   void (*prepare_keys)(const PreparedKeys<S>& args, int64_t begin, int64_t end);
   void (*scores)(const ScanScoreArgs<S>& args);
   void (*dot)(const DotArgs<S>& args);

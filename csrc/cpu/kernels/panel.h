@@ -44,7 +44,14 @@ void pack_weight(const PackWeightArgs<S>& args) {
   }
 }
 
-template <class T, int rows>
+// How a slot of a panel, one output's share of one step along the inputs, meets that of x.
+template <class T>
+struct OneByOne {
+  static INLINE Vec<T> slot(const T* x) { return broadcast(*x); }
+  static INLINE Vec<T> add(Vec<T> total, Vec<T> x, Vec<T> weight) { return total + x * weight; }
+};
+
+template <class T, class Product, int rows>
 INLINE void panel_tile(const PanelArgs<T>& args, const T* x, const T* panel, T* y, int64_t outputs, const T* bias) {
   constexpr int n = lanes<T>, width = kPanelVectors * n;
   Vec<T> total[rows][kPanelVectors] = {};
@@ -52,8 +59,8 @@ INLINE void panel_tile(const PanelArgs<T>& args, const T* x, const T* panel, T* 
     Vec<T> w[kPanelVectors];
     for (int v = 0; v < kPanelVectors; ++v) w[v] = load(panel + i * width + v * n);
     for (int r = 0; r < rows; ++r) {
-      const Vec<T> input = broadcast(x[r * args.x_stride + i]);
-      for (int v = 0; v < kPanelVectors; ++v) total[r][v] += input * w[v];
+      const Vec<T> input = Product::slot(x + r * args.x_stride + i);
+      for (int v = 0; v < kPanelVectors; ++v) total[r][v] = Product::add(total[r][v], input, w[v]);
     }
   }
   for (int v = 0; v < kPanelVectors; ++v) {
@@ -68,7 +75,7 @@ INLINE void panel_tile(const PanelArgs<T>& args, const T* x, const T* panel, T* 
   }
 }
 
-template <class T>
+template <class T, class Product = OneByOne<T>>
 void panels(const PanelArgs<T>& args) {
   constexpr int64_t width = kPanelVectors * lanes<T>;
   const int64_t tiles = (args.rows + kPanelRows - 1) / kPanelRows;
@@ -78,9 +85,9 @@ void panels(const PanelArgs<T>& args) {
       // As even as whole rows allow.
       const int64_t take = args.rows / tiles + (tile < args.rows % tiles);
       choose<kPanelRows>(take, [&](auto rows) {
-        panel_tile<T, decltype(rows)::value>(args, args.x + r * args.x_stride, panel,
-                                             args.y + r * args.y_stride + p * width, args.O - p * width,
-                                             args.bias == nullptr ? nullptr : args.bias + p * width);
+        panel_tile<T, Product, decltype(rows)::value>(args, args.x + r * args.x_stride, panel,
+                                                      args.y + r * args.y_stride + p * width, args.O - p * width,
+                                                      args.bias == nullptr ? nullptr : args.bias + p * width);
       });
       r += take;
     }

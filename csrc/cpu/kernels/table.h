@@ -26,8 +26,17 @@ constexpr KernelTable<S> table() {
           reset_row<S>,
           gru_row<S>,
           top_k<S>,
-          {kPanelVectors * lanes<T>, pack_weight<S>, panels<T>, prepare_keys<S>, scan_scores<S>, dot<S>, grad_query<S>,
-           grad_keys<S>, add_rows<S>, column_sums<T>, gates_backward<T>, reset_backward<T>}};
+          {kPanelVectors * lanes<T>,
+           {pack_weight<S>, panels<T>, nullptr},
+           prepare_keys<S>,
+           scan_scores<S>,
+           dot<S>,
+           grad_query<S>,
+           grad_keys<S>,
+           add_rows<S>,
+           column_sums<T>,
+           gates_backward<T>,
+           reset_backward<T>}};
 }
 }  // namespace RNNSEARCH_ISA
 }  // namespace rnnsearch

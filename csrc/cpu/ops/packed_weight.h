@@ -37,7 +37,8 @@ class JoinedBias {
 };
 
 // W (outputs, inputs), put together from parts; y = x Wᵀ + bias. A row's result does not depend on the rows beside it.
-// Packed into panels of the accumulate type; for a matrix unit kept in the storage type, row after row.
+// Packed into panels of the accumulate type, or of pairs of the storage type where the processor multiplies those; for
+// a matrix unit kept in the storage type, row after row.
 template <class S>
 class PackedWeight {
  public:
@@ -48,14 +49,18 @@ class PackedWeight {
         matrix_unit_(kernels<S>().products.matrix_unit),
         outputs_(outputs),
         inputs_(inputs),
+        slots_(kernels_.packed.pair_rows == nullptr ? inputs : blocks(inputs, 2)),
         panels_(blocks(outputs, kernels_.panel_width)),
-        packed_(matrix_unit_ ? 0 : panels_ * kernels_.panel_width * inputs),
+        packed_(matrix_unit_ ? 0 : panels_ * kernels_.panel_width * slots_),
         stored_(matrix_unit_ ? outputs * inputs : 0) {
     if (matrix_unit_) return;
-    // The last panel's outputs beyond the last are computed and thrown away.
-    const int64_t tail = panels_ * kernels_.panel_width - outputs;
-    if (tail > 0)
-      std::fill_n(packed_.data() + (panels_ - 1) * kernels_.panel_width * inputs, kernels_.panel_width * inputs, T(0));
+    // The last panel's outputs beyond the last are computed and thrown away; half a slot beyond the last input counts
+    // 0.
+    const int64_t panel = kernels_.panel_width * slots_;
+    if (slots_ < inputs && inputs % 2 != 0)
+      std::fill_n(packed_.data(), panels_ * panel, T(0));
+    else if (panels_ * kernels_.panel_width > outputs)
+      std::fill_n(packed_.data() + (panels_ - 1) * panel, panel, T(0));
   }
 
   // Outputs from `output` on and all inputs: rows of `weight`.
@@ -74,13 +79,13 @@ class PackedWeight {
       PackedRows<S>({x, x_stride, false}, rows, inputs_)
           .product({stored_.data(), inputs_}, bias == nullptr ? nullptr : bias->stored(), outputs_, y, y_stride);
     else
-      run({x, x_stride, rows, inputs_, outputs_, packed_.data(), bias == nullptr ? nullptr : bias->data(), false, y,
+      run({x, x_stride, rows, slots_, outputs_, packed_.data(), bias == nullptr ? nullptr : bias->data(), false, y,
            y_stride, 0, 0});
   }
   // y += x Wᵀ
   void add_product(const T* x, int64_t x_stride, int64_t rows, T* y, int64_t y_stride) const {
     if (!matrix_unit_)
-      return run({x, x_stride, rows, inputs_, outputs_, packed_.data(), nullptr, true, y, y_stride, 0, 0});
+      return run({x, x_stride, rows, slots_, outputs_, packed_.data(), nullptr, true, y, y_stride, 0, 0});
     const Scratch<T> sum(rows * outputs_);
     product(x, x_stride, rows, nullptr, sum.data(), outputs_);
     parallel(rows, outputs_, [&](int64_t begin, int64_t end) {
@@ -97,7 +102,7 @@ class PackedWeight {
     parallel(blocks(end, width) - first, 2 * width * (input_end - input_begin), [&](int64_t from, int64_t to) {
       const int64_t low = std::max(begin, (first + from) * width), high = std::min(end, (first + to) * width);
       const S* data = weight.data + (low - begin) * (transposed ? 1 : weight.stride);
-      kernels_.pack_weight(
+      kernels_.packed.pack_weight(
           {data, weight.stride, transposed, inputs_, low, high, input_begin, input_end, packed_.data()});
     });
   }
@@ -121,6 +126,14 @@ class PackedWeight {
   }
 
   void run(PanelArgs<T> all) const {
+    const Scratch<T> pairs(kernels_.packed.pair_rows == nullptr ? 0 : all.rows * slots_);
+    if (kernels_.packed.pair_rows != nullptr) {
+      parallel(all.rows, inputs_, [&](int64_t begin, int64_t end) {
+        kernels_.packed.pair_rows({all.x, all.x_stride, begin, end, inputs_, pairs.data()});
+      });
+      all.x = pairs.data();
+      all.x_stride = slots_;
+    }
     // Rows that pass one panel together stay in the second-level cache.
     constexpr int64_t most = 192;
     const int64_t x_step = all.x_stride, y_step = all.y_stride, rows = all.rows;
@@ -130,7 +143,7 @@ class PackedWeight {
         PanelArgs<T> args = all;
         args.panel_begin = from;
         args.panel_end = to;
-        kernels_.panels(args);
+        kernels_.packed.panels(args);
       });
       all.x += most * x_step;
       all.y += most * y_step;
@@ -139,7 +152,7 @@ class PackedWeight {
 
   const ScanKernels<S>& kernels_;
   bool matrix_unit_;
-  int64_t outputs_, inputs_, panels_;
+  int64_t outputs_, inputs_, slots_, panels_;
   Scratch<T> packed_;
   Scratch<S> stored_;
 };
