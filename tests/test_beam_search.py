@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -13,6 +14,16 @@ from rnnsearch.beam_search import SHORTEST_MAX_LENGTH, BeamSearchOutput, beam_se
 from torch import Tensor
 
 BOS, EOS = 0, 1
+
+
+@pytest.fixture(autouse=True, params=["shrinking", "fixed"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test of this file runs on both engines; those of what only one does leave the other out."""
+    only = request.node.get_closest_marker("only")
+    if only is not None and request.param not in only.args:
+        pytest.skip(f"of {only.args[0]} alone")
+    monkeypatch.setitem(globals(), "beam_search", partial(beam_search, engine=request.param))
+    return request.param
 
 
 class Memory(NamedTuple):
@@ -200,6 +211,7 @@ def test_lengths_count_the_end_of_sentence() -> None:
     assert (found.tokens[0, 0, : length - 1] != EOS).all()
 
 
+@pytest.mark.only("shrinking")
 def test_stops_when_nothing_can_win_and_not_before() -> None:
     def search(second_step: list[float]) -> tuple[BeamSearchOutput, int]:
         calls = 0
@@ -223,6 +235,7 @@ def test_stops_when_nothing_can_win_and_not_before() -> None:
     assert found.tokens[0, 0].tolist() == [1] and calls == 2
 
 
+@pytest.mark.only("shrinking")
 def test_a_settled_sentence_leaves_the_batch() -> None:
     toy = Toy([4, 4], vocabulary_size=6, seed=2, sharpness=0.1)
     toy.log_probs[0] = torch.tensor([-9.0, -1e-4, -9.0, -9.0, -9.0, -9.0])  # ends at once
@@ -314,6 +327,8 @@ def test_its_tokens_can_be_trained_on() -> None:
         ({"length_penalty": "google"}, r"`length_penalty` must be one of \('none', 'average', 'wu'\); got 'google'"),
         ({"alpha": -0.1}, "`alpha` must be finite and at least 0; got -0.1"),
         ({"coverage_penalty": math.nan}, "`coverage_penalty` must be finite and at least 0; got nan"),
+        ({"engine": "fast"}, r"`engine` must be one of \('auto', 'shrinking', 'fixed', 'graph'\); got 'fast'"),
+        ({"engine": "graph"}, "`engine` 'graph' needs a CUDA device; `state` is on cpu"),
         ({"no_repeat_ngram_size": -2}, "`no_repeat_ngram_size` must be at least 0; got -2"),
         ({"ban_ids": (3, EOS)}, r"`ban_ids` holds `eos_id` \(1\)"),
     ],
@@ -323,6 +338,7 @@ def test_a_bad_option_is_named(options: dict, message: str) -> None:
         Toy([3], vocabulary_size=5, seed=0).search(**options)
 
 
+@pytest.mark.only("shrinking")
 def test_a_bad_step_is_named() -> None:
     toy = Toy([3, 2], vocabulary_size=5, seed=0)
 

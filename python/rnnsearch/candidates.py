@@ -46,3 +46,17 @@ def banned_ids(constant: Tensor, emitted: Tensor | None, ngram_size: int, rows: 
             followers = torch.where(repeats, followers, -1)
         parts.append(followers)
     return torch.cat(parts, dim=1) if parts else None
+
+
+def completing_ids(emitted: Tensor, ngram_size: int, count: Tensor) -> Tensor:
+    """:func:`banned_ids`' second part where the shape may not tell how many tokens there are.
+
+    emitted (N, T) holds ``count`` (1,) tokens a row, and then whatever; the result is (N, T - ngram_size + 1).
+    """
+    followers = emitted[:, ngram_size - 1 :]
+    repeats = torch.arange(ngram_size - 1, emitted.shape[1], device=emitted.device) < count
+    if ngram_size > 1:
+        prefixes = emitted[:, :-1].unfold(1, ngram_size - 1, 1)
+        last = (count + torch.arange(1 - ngram_size, 0, device=emitted.device)).clamp(0, emitted.shape[1] - 1)
+        repeats = repeats & (prefixes == emitted.index_select(1, last).unsqueeze(1)).all(dim=2)
+    return torch.where(repeats, followers, -1)

@@ -52,7 +52,7 @@ class Cut(NamedTuple):
     length: int
 
 
-class _Closed(NamedTuple):
+class Closed(NamedTuple):
     """Hypotheses that grow no more, (R,) each."""
 
     scores: Tensor
@@ -72,12 +72,16 @@ class History:
         self._steps: list[_Step] = []
         self._ends: list[Ends] = []
         self._cuts: list[Cut] = []
+        self._closed: list[Closed] = []
 
     def finish(self, ends: Ends) -> None:
         self._ends.append(ends)
 
     def cut(self, cut: Cut) -> None:
         self._cuts.append(cut)
+
+    def close(self, closed: Closed) -> None:
+        self._closed.append(closed)
 
     def advance(self, parents: Tensor, tokens: Tensor, token_scores: Tensor, attn_weights: Tensor | None) -> None:
         self._steps.append(_Step(parents, tokens, token_scores, attn_weights))
@@ -101,10 +105,12 @@ class History:
             attn_weights=None if attn_weights is None else attn_weights.view(*shape, *attn_weights.shape[1:]),
         )
 
-    def _best(self) -> tuple[_Closed, Tensor]:
+    def _best(self) -> tuple[Closed, Tensor]:
         """The n best closed hypotheses of every sentence, and where each stands in (B * n_best)."""
-        groups = [self._finished(), *(self._unfinished(cut) for cut in self._cuts)]
-        closed = _Closed(*(torch.cat(column) for column in zip(*groups, strict=True)))
+        groups = [*self._closed, *(self._unfinished(cut) for cut in self._cuts)]
+        if self._ends:
+            groups.insert(0, self._finished())
+        closed = Closed(*(torch.cat(column) for column in zip(*groups, strict=True)))
         if closed.scores.isnan().any():
             sentence = int(closed.sentences[closed.scores.isnan()][0])
             raise ValueError(f"`step` returned a NaN log-probability for sentence {sentence}")
@@ -116,9 +122,9 @@ class History:
         counts = torch.bincount(sentences, minlength=self.sentence_count)
         rank = torch.arange(order.numel(), device=self.device) - (counts.cumsum(0) - counts)[sentences]
         kept = rank < self.n_best
-        return _Closed(*(column[order[kept]] for column in closed)), sentences[kept] * self.n_best + rank[kept]
+        return Closed(*(column[order[kept]] for column in closed)), sentences[kept] * self.n_best + rank[kept]
 
-    def _finished(self) -> _Closed:
+    def _finished(self) -> Closed:
         """Every end of every step, without a Python step for each."""
         scores = torch.cat([ends.scores.view(-1) for ends in self._ends])
         kept = (scores != -math.inf).nonzero().squeeze(1)
@@ -131,7 +137,7 @@ class History:
         step = torch.bucketize(kept, counts.cumsum(0), right=True)
         rows = kept - (counts.cumsum(0) - counts)[step]
         places = (actives.cumsum(0) - actives)[step] + rows // widths[step]
-        return _Closed(
+        return Closed(
             scores=scores[kept],
             sentences=torch.cat([ends.sentences for ends in self._ends])[places],
             rows=rows,
@@ -141,10 +147,10 @@ class History:
             finished=torch.ones_like(rows, dtype=torch.bool),
         )
 
-    def _unfinished(self, cut: Cut) -> _Closed:
+    def _unfinished(self, cut: Cut) -> Closed:
         kept = cut.scores != -math.inf
         rows = cut.rows[kept]
-        return _Closed(
+        return Closed(
             scores=cut.scores[kept],
             sentences=cut.sentences.unsqueeze(1).expand_as(kept)[kept],
             rows=rows,

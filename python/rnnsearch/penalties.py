@@ -42,9 +42,12 @@ class Scoring:
             return ((5 + length) / 6) ** -self.alpha
         return 1.0
 
-    def __call__(self, log_probs: Tensor, length: int, coverage: Tensor | None, padding: Tensor | None) -> Tensor:
-        """Scores of hypotheses of one length; ``coverage`` and ``padding`` have a row for each, or are None."""
-        scores = log_probs * self.weight(length) if self.length_penalty != "none" else log_probs
+    def __call__(
+        self, log_probs: Tensor, weight: float | Tensor, coverage: Tensor | None, padding: Tensor | None
+    ) -> Tensor:
+        """Scores of hypotheses of one length, of which ``weight`` is :meth:`weight`; ``coverage`` and ``padding``
+        have a row for each, or are None."""
+        scores = log_probs * weight if self.length_penalty != "none" else log_probs
         if coverage is None:
             return scores
         term = coverage.clamp(LEAST_COVERAGE, 1.0).log()
