@@ -10,6 +10,6 @@ from rnnsearch_kernels.selftest import check
 (TRITON,) = (backend for backend in rk.list_backends() if backend.name == "triton")
 
 
-@pytest.mark.parametrize("outcome", check(TRITON, "cpu"), ids=lambda outcome: f"{outcome.op}-{outcome.dtype}")
+@pytest.mark.parametrize("outcome", list(check(TRITON, "cpu")), ids=lambda outcome: f"{outcome.op}-{outcome.dtype}")
 def test_an_op_holds_against_the_reference(outcome):
     assert outcome.complaint is None, outcome.complaint

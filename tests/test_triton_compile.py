@@ -44,7 +44,23 @@ class Kernel:
     absent: tuple[str, ...] = ()
 
 
-KERNELS: tuple[Kernel, ...] = ()
+MASKS = {"padding_ptr": "*i1", "within_ptr": "*i1", "index_ptr": "*i64"}
+
+KERNELS: tuple[Kernel, ...] = (
+    Kernel("attention", "score_kernel", configs.SCORE, 96, 512, ("keys_ptr", "score_weight_ptr"), MASKS),
+    Kernel("attention", "reduce_kernel", configs.REDUCE, 96, 512, ("values_ptr", "output_ptr"), MASKS),
+    Kernel("attention", "grad_weights_kernel", configs.GRAD_WEIGHTS, 96, 512, ("values_ptr",), MASKS),
+    Kernel("attention", "grad_query_kernel", configs.GRAD_QUERY, 96, 512, ("keys_ptr", "score_weight_ptr"), MASKS),
+    Kernel(
+        "attention",
+        "grad_keys_kernel",
+        configs.GRAD_KEYS,
+        96,
+        512,
+        ("keys_ptr", "score_weight_ptr", "grad_keys_ptr"),
+        MASKS,
+    ),
+)
 
 
 def compile_for(kernel: Kernel, dtype: str, arch: int) -> Any:

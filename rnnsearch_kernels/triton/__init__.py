@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 # Op -> the module of this package that holds the launcher of that name.
-MODULES: dict[str, str] = {}
+MODULES: dict[str, str] = {"additive_attention": "attention", "additive_attention_backward": "attention"}
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

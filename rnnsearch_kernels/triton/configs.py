@@ -8,3 +8,21 @@ of rows or steps: a row's order of summation is its own.
 from __future__ import annotations
 
 Config = dict[str, int]
+
+# Scores of BLOCK_S positions a program, BLOCK_A of their features at a time.
+SCORE: Config = {"BLOCK_S": 16, "BLOCK_A": 128, "num_warps": 4}
+
+# BLOCK_W columns of what the weights sum a program, BLOCK_S positions at a time.
+REDUCE: Config = {"BLOCK_S": 32, "BLOCK_W": 64, "num_warps": 4}
+
+# The weights' gradient: BLOCK_S positions a program, BLOCK_W columns at a time.
+GRAD_WEIGHTS: Config = {"BLOCK_S": 16, "BLOCK_W": 128, "num_warps": 4}
+
+# The query's gradient: BLOCK_A features a program, BLOCK_S positions at a time.
+GRAD_QUERY: Config = {"BLOCK_S": 32, "BLOCK_A": 32, "num_warps": 4}
+
+# The keys' gradient: BLOCK_S positions and BLOCK_A features a program, over all steps.
+GRAD_KEYS: Config = {"BLOCK_S": 16, "BLOCK_A": 64, "num_warps": 4}
+
+# The gates: BLOCK_H units of one row a program.
+GATES: Config = {"BLOCK_H": 256, "num_warps": 4}
