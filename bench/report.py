@@ -34,6 +34,7 @@ class Row:
     floor_ms: float | None
     floor: str | None
     noisy: bool
+    outside_products: float | None = None
 
     def json(self) -> dict[str, object]:
         fields = asdict(self)

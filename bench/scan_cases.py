@@ -18,6 +18,8 @@ from weights import Weights, rounded
 
 from rnnsearch_kernels import FusedBahdanauDecoder, gru_scan
 
+AUTOCAST = " autocast"
+
 Loop = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 
 
@@ -97,6 +99,10 @@ def scan_case(weights: Weights, *, backward: bool, reset_after: bool = True) -> 
         decoder.reset_after, decoder.backend = reset_after, backend
         return decoder
 
+    def under_autocast(loop: Loop, dtype: torch.dtype, *given: Tensor) -> tuple[Tensor, ...]:
+        with torch.autocast(settings.device.type, dtype):
+            return tuple(result.float() for result in loop(*given))
+
     calls: dict[Contender, Call] = {}
     for dtype in settings.dtypes:
         if reset_after:
@@ -109,6 +115,17 @@ def scan_case(weights: Weights, *, backward: bool, reset_after: bool = True) -> 
         for name in settings.able(dtype, "decoder_scan", "decoder_scan_backward"):
             decoder = trainable(dtype, name)
             calls[Contender(name, dtype)] = call(partial(fused, decoder), Eager(decoder), dtype)
+        if dtype == torch.bfloat16 and reset_after:
+            # Float32 parameters and inputs; the backward pass is outside, as torch has it.
+            loop = Eager(trainable(torch.float32))
+            calls[Contender("eager" + AUTOCAST, dtype)] = call(
+                partial(under_autocast, loop, dtype), loop, torch.float32
+            )
+            for name in settings.able(dtype, "decoder_scan", "decoder_scan_backward"):
+                decoder = trainable(torch.float32, name)
+                calls[Contender(name + AUTOCAST, dtype)] = call(
+                    partial(under_autocast, partial(fused, decoder), dtype), Eager(decoder), torch.float32
+                )
 
     def truth(dtype: torch.dtype) -> Any:
         decoder = copy.deepcopy(trainable(dtype)).double()

@@ -87,6 +87,20 @@ def interleaved(
     return {name: Timing.of(values) for name, values in samples.items()}
 
 
+# The library's matrix products, as the profiler names them.
+PRODUCTS = frozenset(f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm"))
+
+
+def outside_products(call: Call) -> float:
+    """The share of a call's time on the CPU that is not spent in the library's matrix products."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
+        begin = time.perf_counter()
+        call()
+        together_us = (time.perf_counter() - begin) * 1e6
+    inside_us = sum(event.cpu_time_total for event in profile.key_averages() if event.key in PRODUCTS)
+    return 1 - inside_us / together_us
+
+
 def peak_mb(call: Call, device: torch.device) -> float:
     """Megabytes (10⁶ bytes) that a call has allocated through PyTorch at its highest, above where it started."""
     if device.type == "cuda":

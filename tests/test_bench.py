@@ -251,6 +251,12 @@ def test_memory_is_counted_at_its_highest(bench: Any) -> None:
     assert 1.0 <= megabytes < 2.0
 
 
+def test_the_share_outside_the_librarys_products_is_none_of_a_product_and_all_of_what_has_none(bench: Any) -> None:
+    outside, values = bench("timing").outside_products, torch.rand(400, 400)
+    assert 0 <= outside(lambda: [values @ values for _ in range(20)]) < 0.5
+    assert outside(lambda: values.exp().sum()) == 1
+
+
 def test_backends_that_pronounce_differently_stop_the_run(
     bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
