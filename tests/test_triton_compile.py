@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton")
 
@@ -32,6 +33,7 @@ class Kernel:
 
     types      Triton types of arguments that are neither float32 pointers nor 32-bit integers
     absent     optional tensors that are None
+    table      where its block sizes stand
     """
 
     module: str
@@ -42,10 +44,43 @@ class Kernel:
     storage: tuple[str, ...] = ()
     types: dict[str, str] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
+    table: configs.Table = field(default_factory=dict)
 
 
 MASKS = {"padding_ptr": "*i1", "within_ptr": "*i1", "index_ptr": "*i64"}
+OPERANDS = {"COMPUTE": "storage", "PRECISION": "tf32x3"}
 
+
+def products(name: str, sizes: dict[str, Any], registers: int, shared: int) -> Kernel:
+    """``linear`` and the vocabulary's tiles."""
+    module, table = ("product", configs.LINEAR) if name == "linear_kernel" else ("vocabulary", configs.VOCABULARY)
+    return Kernel(
+        module,
+        name,
+        {**sizes, **OPERANDS},
+        registers,
+        shared,
+        storage=("input_ptr", "readout_ptr", "weight_ptr", "bias_ptr"),
+        types={"banned_ptr": "*i64", "keys_ptr": "*i64"},
+        table=table,
+    )
+
+
+def gru(name: str, registers: int, *, hidden: int = 1000, **flags: bool) -> Kernel:
+    operands = ("weight", "bias", "entering", "next", "reset_state", "reset_states", "grad_hidden")
+    return Kernel(
+        "gru_scan",
+        name,
+        {"H": hidden, "WEIGHT_STRIDE": hidden, "REVERSE": True, **flags, **OPERANDS},
+        registers,
+        32 * 1024,
+        storage=tuple(f"{operand}_ptr" for operand in operands),
+        types={"lengths_ptr": "*i64"},
+        table=configs.GRU_SCAN,
+    )
+
+
+# Registers: 128 leave room for four programs of 128 threads on a multiprocessor.
 KERNELS: tuple[Kernel, ...] = (
     Kernel("attention", "score_kernel", configs.SCORE, 96, 512, ("keys_ptr", "score_weight_ptr"), MASKS),
     Kernel("attention", "reduce_kernel", configs.REDUCE, 96, 512, ("values_ptr", "output_ptr"), MASKS),
@@ -60,14 +95,35 @@ KERNELS: tuple[Kernel, ...] = (
         ("keys_ptr", "score_weight_ptr", "grad_keys_ptr"),
         MASKS,
     ),
+    products("linear_kernel", {"FEATURES": 1000, "INPUT_STRIDE": 1000, "WEIGHT_STRIDE": 1000}, 128, 32 * 1024),
+    products("vocabulary_tile_kernel", {"FEATURES": 500, "READOUT_STRIDE": 500, "WEIGHT_STRIDE": 500}, 255, 64 * 1024),
+    # Odd sizes: no load is wider than a number.
+    products("vocabulary_tile_kernel", {"FEATURES": 501, "READOUT_STRIDE": 501, "WEIGHT_STRIDE": 501}, 255, 64 * 1024),
+    Kernel(
+        "vocabulary",
+        "vocabulary_merge_kernel",
+        {"BLOCK_TILES": 256},
+        64,
+        1024,
+        types={"keys_ptr": "*i64", "token_ids_ptr": "*i64"},
+    ),
+    gru("gru_step_kernel", 128, RESET_AFTER=True),
+    gru("gru_step_kernel", 208, RESET_AFTER=True, hidden=1001),
+    gru("gru_step_kernel", 128, RESET_AFTER=False),
+    gru("gru_candidate_kernel", 128),
+    gru("gru_step_backward_kernel", 128, RESET_AFTER=True),
+    gru("gru_step_backward_kernel", 128, RESET_AFTER=False),
+    gru("gru_reset_backward_kernel", 128),
 )
 
 
 def compile_for(kernel: Kernel, dtype: str, arch: int) -> Any:
     function = getattr(importlib.import_module(f"rnnsearch_kernels.triton.{kernel.module}"), kernel.name)
+    config = configs.chosen(kernel.table, f"sm_{arch}", getattr(torch, dtype).itemsize) if kernel.table else {}
+    row = {**kernel.constants, **config}
     constants = {
         name: getattr(triton.language, dtype) if value == "storage" else value
-        for name, value in kernel.constants.items()
+        for name, value in row.items()
         if name not in OPTIONS
     }
     constants.update(dict.fromkeys(kernel.absent))
@@ -85,7 +141,7 @@ def compile_for(kernel: Kernel, dtype: str, arch: int) -> Any:
         if name.endswith("_ptr") and name not in constants:
             attrs[(position,)] = [["tt.divisibility", 16]]  # as a launch finds what torch allocates
     source = ASTSource(function, signature, constants, attrs)
-    options = {name: kernel.constants[name] for name in OPTIONS if name in kernel.constants}
+    options = {name: row[name] for name in OPTIONS if name in row}
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 

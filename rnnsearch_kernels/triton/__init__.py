@@ -15,7 +15,14 @@ from typing import Any
 import torch
 
 # Op -> the module of this package that holds the launcher of that name.
-MODULES: dict[str, str] = {"additive_attention": "attention", "additive_attention_backward": "attention"}
+MODULES: dict[str, str] = {
+    "additive_attention": "attention",
+    "additive_attention_backward": "attention",
+    "linear": "product",
+    "gru_scan": "gru_scan",
+    "gru_scan_backward": "gru_scan",
+    "vocabulary_topk": "vocabulary",
+}
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import overload
 
 import torch
@@ -9,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import interpreting
+from .configs import Config, Table, chosen
 
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -26,6 +28,22 @@ def operand_dtype(storage: torch.dtype) -> torch.dtype:
 def compute_type(storage: torch.dtype) -> tl.dtype:
     """:func:`operand_dtype` in Triton's words."""
     return _TYPES[operand_dtype(storage)]
+
+
+@cache
+def family(device: torch.device) -> str:
+    """The GPU family of ``device``: ``sm_90``, or AMD's ``gfx942``; ``cpu`` in the interpreter."""
+    if device.type != "cuda":
+        return device.type
+    if torch.version.hip is not None:
+        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+def config_of(table: Table, weight: Tensor) -> Config:
+    """How to launch a kernel on weights of this device and storage dtype."""
+    return chosen(table, family(weight.device), weight.element_size())
 
 
 def precision() -> str:
