@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -128,7 +129,7 @@ def test_the_preset_has_the_papers_sizes() -> None:
         ({"hidden_size": 0}, ValueError, "`hidden_size` must be at least 1; got 0"),
         ({"hidden_size": "7"}, TypeError, "`hidden_size` must be int; got '7'"),
         ({"hidden_size": True}, TypeError, "`hidden_size` must be int; got True"),
-        ({"dropout": 1.0}, ValueError, "`dropout` must be at least 0 and below 1; got 1.0"),
+        ({"state_dropout": 1.0}, ValueError, "`state_dropout` must be at least 0 and below 1; got 1.0"),
         ({"eos_id": 1}, ValueError, "four different ids"),
         ({"unk_id": 10}, ValueError, r"four different ids in 0\.\.9"),
     ],
@@ -254,3 +255,15 @@ def test_a_vocabulary_is_checked() -> None:
         Vocabulary([*SOURCE.tokens, "a"])
     assert SOURCE.decode(SOURCE.encode("cab")) == ["c", "a", "b"]
     assert SOURCE.encode("c?") == [6, 3, 2]
+
+
+@pytest.mark.parametrize("where", ["embedding_dropout", "memory_dropout", "state_dropout", "readout_dropout"])
+def test_each_dropout_acts_in_training_alone(where):
+    model = make_model()
+    model.config = replace(model.config, **{where: 0.5})
+    if where != "state_dropout":
+        getattr(model, where).p = 0.5
+    source, target = torch.tensor([[4, 5, 6, 2]]), torch.tensor([[1, 4, 5]])
+    first, second = (model.train()(source, None, target) for _ in range(2))
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(model.eval()(source, None, target), model.eval()(source, None, target), rtol=0, atol=0)

@@ -48,7 +48,10 @@ def small_model(seed: int = 0, dropout: float = 0.0) -> RNNSearch:
         hidden_size=32,
         attention_size=16,
         readout_size=16,
-        dropout=dropout,
+        embedding_dropout=dropout,
+        memory_dropout=dropout,
+        state_dropout=dropout,
+        readout_dropout=dropout,
     )
     model = RNNSearch(config, LETTERS, LETTERS)
     model.reset_parameters("xavier")

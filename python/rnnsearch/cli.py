@@ -204,7 +204,7 @@ def _train(options: argparse.Namespace) -> int:
             "hidden_size": options.hidden_size,
             "attention_size": options.readout_size,
             "readout_size": options.readout_size,
-            "dropout": options.dropout,
+            **dict.fromkeys(("embedding_dropout", "memory_dropout", "readout_dropout"), options.dropout),
         },
         limit=options.limit,
         on_epoch=report,

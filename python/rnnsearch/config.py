@@ -47,7 +47,9 @@ class RNNSearchConfig:
         attention_size: A.
         readout_size: L, after the maxout.
         reset_after: the GRU's convention: True as ``nn.GRUCell``, False as the paper.
-        dropout: in training, on embeddings, memory and readout.
+        embedding_dropout, memory_dropout, readout_dropout: in training, on both embeddings, the memory, the maxout.
+        state_dropout: on the recurrent states of encoder and decoder, one mask for all steps of a sentence
+            (variational: Gal and Ghahramani 2016, arXiv:1512.05287).
         pad_id, bos_id, eos_id, unk_id: the special tokens, the same in both vocabularies.
     """
 
@@ -59,7 +61,10 @@ class RNNSearchConfig:
     attention_size: int = 1000
     readout_size: int = 500
     reset_after: bool = False
-    dropout: float = 0.0
+    embedding_dropout: float = 0.0
+    memory_dropout: float = 0.0
+    state_dropout: float = 0.0
+    readout_dropout: float = 0.0
     pad_id: int = 0
     bos_id: int = 1
     eos_id: int = 2
@@ -73,8 +78,8 @@ class RNNSearchConfig:
                 raise TypeError(f"`{field.name}` must be {field.type}; got {value!r}")
             if field.name.endswith("_size") and value < 1:
                 raise ValueError(f"`{field.name}` must be at least 1; got {value}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"`dropout` must be at least 0 and below 1; got {self.dropout}")
+            if field.name.endswith("_dropout") and not 0 <= value < 1:
+                raise ValueError(f"`{field.name}` must be at least 0 and below 1; got {value}")
         smallest = min(self.source_vocabulary_size, self.target_vocabulary_size)
         specials = self.special_ids
         if len(set(specials.values())) < 4 or not all(0 <= value < smallest for value in specials.values()):

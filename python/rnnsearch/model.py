@@ -83,7 +83,9 @@ class RNNSearch(nn.Module):
         )
         self.readout = nn.Linear(hidden + embedding + config.memory_size, 2 * config.readout_size)
         self.output = nn.Linear(config.readout_size, config.target_vocabulary_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.memory_dropout = nn.Dropout(config.memory_dropout)
+        self.readout_dropout = nn.Dropout(config.readout_dropout)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -126,10 +128,12 @@ class RNNSearch(nn.Module):
             Logits (B, T, V) of the token that follows each position; those after a padded one mean nothing.
         """
         memory, state = self._memory(source, source_lengths)
-        embedded = self.dropout(self.target_embedding(target))
-        decoded = self.decoder(embedded, memory, state, memory_lengths=source_lengths)
+        embedded = self.embedding_dropout(self.target_embedding(target))
+        decoded = self.decoder(
+            embedded, memory, state, memory_lengths=source_lengths, state_mask=self._state_mask(state)
+        )
         old_states = torch.cat([state.unsqueeze(1).to(decoded.output.dtype), decoded.output[:, :-1]], dim=1)
-        return self._linear(self.output, self.dropout(self._readout(old_states, embedded, decoded.context)))
+        return self._linear(self.output, self.readout_dropout(self._readout(old_states, embedded, decoded.context)))
 
     def encode(self, source: Tensor, source_lengths: Tensor | None = None) -> tuple[PreparedMemory, Tensor]:
         """The prepared memory and the decoder's first state (B, H) of sources (B, S), padded or not."""
@@ -239,25 +243,33 @@ class RNNSearch(nn.Module):
 
     def _memory(self, source: Tensor, source_lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """The annotations (B, S, M) and s_0 (B, H)."""
-        embedded = self.dropout(self.source_embedding(source))
+        embedded = self.embedding_dropout(self.source_embedding(source))
         forward_states = self._encode(self.forward_cell, embedded, source_lengths, reverse=False)
         backward_states = self._encode(self.backward_cell, embedded, source_lengths, reverse=True)
         state = torch.tanh(self._linear(self.initial_state, backward_states[:, 0]))
         memory = torch.cat([forward_states, backward_states], dim=2).to(embedded.dtype)
-        return self.dropout(memory), state
+        return self.memory_dropout(memory), state
 
     def _encode(self, cell: nn.GRUCell, embedded: Tensor, lengths: Tensor | None, *, reverse: bool) -> Tensor:
         carried = torch.float64 if cell.weight_hh.dtype == torch.float64 else torch.float32
+        state = torch.zeros(embedded.shape[0], cell.hidden_size, dtype=carried, device=embedded.device)
         return gru_scan(
             self._product(embedded, cell.weight_ih, cell.bias_ih),
-            torch.zeros(embedded.shape[0], cell.hidden_size, dtype=carried, device=embedded.device),
+            state,
             cell.weight_hh,
             cell.bias_hh,
+            state_mask=self._state_mask(state),
             lengths=lengths,
             reverse=reverse,
             reset_after=self.config.reset_after,
             backend=self.backend,
         )
+
+    def _state_mask(self, state: Tensor) -> Tensor | None:
+        """For a state (B, H): 0 or 1 / (1 - p), drawn once for all steps; None where nothing is dropped."""
+        if not self.training or self.config.state_dropout == 0:
+            return None
+        return nn.functional.dropout(torch.ones_like(state, requires_grad=False), self.config.state_dropout)
 
     def _readout(self, old_state: Tensor, embedded: Tensor, context: Tensor) -> Tensor:
         """t_i, the maxout of what was known before the state moved on."""
