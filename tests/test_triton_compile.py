@@ -69,7 +69,7 @@ def products(name: str, sizes: dict[str, Any], registers: int, shared: int) -> K
 def gru(name: str, registers: int, *, hidden: int = 1000, **flags: bool) -> Kernel:
     operands = ("weight", "bias", "entering", "next", "reset_state", "reset_states", "grad_hidden")
     return Kernel(
-        "gru_scan",
+        "gru_scan_backward" if "backward" in name else "gru_scan",
         name,
         {"H": hidden, "WEIGHT_STRIDE": hidden, "REVERSE": True, **flags, **OPERANDS},
         registers,

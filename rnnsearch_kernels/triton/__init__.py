@@ -20,7 +20,7 @@ MODULES: dict[str, str] = {
     "additive_attention_backward": "attention",
     "linear": "product",
     "gru_scan": "gru_scan",
-    "gru_scan_backward": "gru_scan",
+    "gru_scan_backward": "gru_scan_backward",
     "vocabulary_topk": "vocabulary",
 }
 

@@ -1,12 +1,11 @@
-"""``gru_scan`` and its way back: a launch a step (two where the reset comes before the product).
+"""``gru_scan``: a launch a step (two where the reset comes before the product).
 
-Forward, step t: every program holds some units of some rows; it multiplies the rows' old state with the units' rows
-of the weight (r, z, n) and goes on to the gates and the new state. Backward, step t: the product brings the gradient
-of the state after step t, and the program goes on to the gradients of step t's gates. The weight's gradient is one
-product after the loop.
+Every program holds some units of some rows; it multiplies the rows' old state with the units' rows of the weight (r, z,
+n) and goes on to the gates and the new state.
 
 A row's step t stands at place t, or, in reverse, at place length - 1 - t. Nothing is read or written past a row's
-length; what stands there was zeroed before the loop.
+length; what stands there was zeroed before the loop. H and the weight's stride are constants of the kernels: only then
+are rows known to be aligned, loads wide and copied ahead of the products.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import GRU_SCAN
-from .gru import gru_new_state, gru_new_state_backward, gru_reset_backward, sigmoid
+from .gru import gru_new_state, sigmoid
 from .launch import blocks, compute_type, config_of, contiguous, ends_contiguous, operand_dtype, precision
 
 # One binary for every step and every batch: no compilation in the middle of a loop, and a row's bits do not depend on
@@ -26,7 +25,7 @@ NOT_SPECIALIZED = ("step", "steps", "rows")
 
 
 @triton.jit
-def _rows(lengths_ptr, rows, steps, BLOCK_B: tl.constexpr):
+def rows_of(lengths_ptr, rows, steps, BLOCK_B: tl.constexpr):
     """This program's rows (64-bit, since places are multiplied with them), which of them exist, their lengths."""
     row = tl.program_id(1).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     exists = row < rows
@@ -37,7 +36,7 @@ def _rows(lengths_ptr, rows, steps, BLOCK_B: tl.constexpr):
 
 
 @triton.jit
-def _place(row, length, step, steps, REVERSE: tl.constexpr):
+def place_of(row, length, step, steps, REVERSE: tl.constexpr):
     """Where the rows' step ``step`` stands among the (B·T) places."""
     place = row * steps + step
     if REVERSE:
@@ -46,19 +45,17 @@ def _place(row, length, step, steps, REVERSE: tl.constexpr):
 
 
 @triton.jit
-def _load_old_state(
-    state_ptr, states_ptr, row, length, unit, mask, step, steps, H: tl.constexpr, REVERSE: tl.constexpr
-):
+def load_old_state(state_ptr, states_ptr, row, length, unit, mask, step, steps, H: tl.constexpr, REVERSE: tl.constexpr):
     if step == 0:
         old_state = tl.load(state_ptr + row[:, None] * H + unit[None, :], mask=mask, other=0.0)
     else:
-        place = _place(row, length, step - 1, steps, REVERSE)
+        place = place_of(row, length, step - 1, steps, REVERSE)
         old_state = tl.load(states_ptr + place[:, None] * H + unit[None, :], mask=mask, other=0.0)
     return old_state
 
 
 @triton.jit
-def _load_entering(old_state, state_mask_ptr, row, unit, mask, H: tl.constexpr):
+def load_entering(old_state, state_mask_ptr, row, unit, mask, H: tl.constexpr):
     """The old state as it enters a product."""
     entering = old_state
     if state_mask_ptr is not None:
@@ -67,7 +64,7 @@ def _load_entering(old_state, state_mask_ptr, row, unit, mask, H: tl.constexpr):
 
 
 @triton.jit
-def _load_bias(bias_ptr, unit, H: tl.constexpr, part: tl.constexpr):
+def load_gate_bias(bias_ptr, unit, H: tl.constexpr, part: tl.constexpr):
     bias = tl.zeros(unit.shape, tl.float32)
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + part * H + unit, mask=unit < H, other=0.0).to(tl.float32)
@@ -100,7 +97,7 @@ def gru_step_kernel(
     PRECISION: tl.constexpr,
 ):
     """A whole step with RESET_AFTER; otherwise its gates r and z."""
-    row, exists, length = _rows(lengths_ptr, rows, steps, BLOCK_B)
+    row, exists, length = rows_of(lengths_ptr, rows, steps, BLOCK_B)
     within = exists & (step < length)
     if tl.max(within.to(tl.int32), axis=0) == 0:
         return
@@ -129,26 +126,26 @@ def gru_step_kernel(
             u_n = tl.dot(entering, weight_n, u_n, input_precision=PRECISION)
 
     mask = within[:, None] & unit_exists[None, :]
-    place = _place(row, length, step, steps, REVERSE)[:, None]
+    place = place_of(row, length, step, steps, REVERSE)[:, None]
     g = input_gates_ptr + place * (3 * H) + unit[None, :]
     g_r = tl.load(g, mask=mask, other=0.0).to(tl.float32)
     g_z = tl.load(g + H, mask=mask, other=0.0).to(tl.float32)
-    r = sigmoid(g_r + (u_r + _load_bias(bias_ptr, unit, H, 0)))
-    z = sigmoid(g_z + (u_z + _load_bias(bias_ptr, unit, H, 1)))
+    r = sigmoid(g_r + (u_r + load_gate_bias(bias_ptr, unit, H, 0)))
+    z = sigmoid(g_z + (u_z + load_gate_bias(bias_ptr, unit, H, 1)))
     gates = gates_ptr + place * (4 * H) + unit[None, :]
     tl.store(gates, r, mask=mask)
     tl.store(gates + H, z, mask=mask)
-    old_state = _load_old_state(state_ptr, states_ptr, row, length, unit, mask, step, steps, H, REVERSE)
+    old_state = load_old_state(state_ptr, states_ptr, row, length, unit, mask, step, steps, H, REVERSE)
     if RESET_AFTER:
         g_n = tl.load(g + 2 * H, mask=mask, other=0.0).to(tl.float32)
-        u_n += _load_bias(bias_ptr, unit, H, 2)
+        u_n += load_gate_bias(bias_ptr, unit, H, 2)
         n, new_state = gru_new_state(g_n, u_n, r, z, old_state, RESET_AFTER)
         tl.store(gates + 2 * H, n, mask=mask)
         tl.store(gates + 3 * H, u_n, mask=mask)
         tl.store(states_ptr + place * H + unit[None, :], new_state, mask=mask)
-        following = _load_entering(new_state, state_mask_ptr, row, unit, mask, H)
+        following = load_entering(new_state, state_mask_ptr, row, unit, mask, H)
     else:
-        following = r * _load_entering(old_state, state_mask_ptr, row, unit, mask, H)
+        following = r * load_entering(old_state, state_mask_ptr, row, unit, mask, H)
     tl.store(next_ptr + row[:, None] * H + unit[None, :], following.to(COMPUTE), mask=mask)
 
 
@@ -177,7 +174,7 @@ def gru_candidate_kernel(
     PRECISION: tl.constexpr,
 ):
     """The second half of a step whose reset comes before the product: the candidate and the new state."""
-    row, exists, length = _rows(lengths_ptr, rows, steps, BLOCK_B)
+    row, exists, length = rows_of(lengths_ptr, rows, steps, BLOCK_B)
     within = exists & (step < length)
     if tl.max(within.to(tl.int32), axis=0) == 0:
         return
@@ -197,162 +194,18 @@ def gru_candidate_kernel(
         u_n = tl.dot(reset_state, weight_n.to(COMPUTE), u_n, input_precision=PRECISION)
 
     mask = within[:, None] & unit_exists[None, :]
-    place = _place(row, length, step, steps, REVERSE)[:, None]
+    place = place_of(row, length, step, steps, REVERSE)[:, None]
     g_n = tl.load(input_gates_ptr + place * (3 * H) + 2 * H + unit[None, :], mask=mask, other=0.0)
     gates = gates_ptr + place * (4 * H) + unit[None, :]
     z = tl.load(gates + H, mask=mask, other=0.0)
-    old_state = _load_old_state(state_ptr, states_ptr, row, length, unit, mask, step, steps, H, REVERSE)
-    u_n += _load_bias(bias_ptr, unit, H, 2)
+    old_state = load_old_state(state_ptr, states_ptr, row, length, unit, mask, step, steps, H, REVERSE)
+    u_n += load_gate_bias(bias_ptr, unit, H, 2)
     n, new_state = gru_new_state(g_n.to(tl.float32), u_n, z, z, old_state, False)
     tl.store(gates + 2 * H, n, mask=mask)
     tl.store(gates + 3 * H, u_n, mask=mask)
     tl.store(states_ptr + place * H + unit[None, :], new_state, mask=mask)
-    entering = _load_entering(new_state, state_mask_ptr, row, unit, mask, H)
+    entering = load_entering(new_state, state_mask_ptr, row, unit, mask, H)
     tl.store(next_ptr + row[:, None] * H + unit[None, :], entering.to(COMPUTE), mask=mask)
-
-
-@triton.jit(do_not_specialize=NOT_SPECIALIZED)
-def gru_step_backward_kernel(
-    weight_ptr,  # (3H, H)
-    grad_states_ptr,  # (B, T, H)
-    state_ptr,  # (B, H)
-    state_mask_ptr,  # (B, H) or None
-    lengths_ptr,  # (B,) or None
-    states_ptr,  # (B, T, H)
-    gates_ptr,  # (B, T, 4H)
-    grad_input_gates_ptr,  # (B, T, 3H)
-    grad_hidden_ptr,  # (B, T, 3H) in the products' dtype: gradient of u
-    entering_ptr,  # (B, T, H) in the products' dtype: the old states as they entered, for the weight's gradient
-    grad_carried_ptr,  # (B, H): the part of the old state's gradient that went past the last product
-    step,  # T-1 to 0; -1 for the gradient of the state before the first step, which then is in grad_carried
-    steps,
-    rows,
-    H: tl.constexpr,
-    WEIGHT_STRIDE: tl.constexpr,
-    REVERSE: tl.constexpr,
-    RESET_AFTER: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """From the gradient of step+1's u to the gradients of step's gates (r's only with RESET_AFTER)."""
-    row, exists, length = _rows(lengths_ptr, rows, steps, BLOCK_B)
-    unit = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
-    unit_exists = unit < H
-    followed = exists & (step + 1 < length)
-    followed_mask = followed[:, None] & unit_exists[None, :]
-    product = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
-    if tl.max(followed.to(tl.int32), axis=0) > 0:
-        next_place = _place(row, length, step + 1, steps, REVERSE)
-        through: tl.constexpr = 3 * H if RESET_AFTER else 2 * H
-        for first in range(0, through, BLOCK_K):
-            inner = first + tl.arange(0, BLOCK_K)
-            inner_exists = inner < through
-            grad_hidden = tl.load(
-                grad_hidden_ptr + next_place[:, None] * (3 * H) + inner[None, :],
-                mask=followed[:, None] & inner_exists[None, :],
-                other=0.0,
-            )
-            weight = tl.load(
-                weight_ptr + inner.to(tl.int64)[:, None] * WEIGHT_STRIDE + unit[None, :],
-                mask=inner_exists[:, None] & unit_exists[None, :],
-                other=0.0,
-            )
-            product = tl.dot(grad_hidden, weight.to(COMPUTE), product, input_precision=PRECISION)
-    carried = grad_carried_ptr + row[:, None] * H + unit[None, :]
-    grad_state = tl.load(carried, mask=followed_mask, other=0.0)
-    grad_state += _load_entering(product, state_mask_ptr, row, unit, followed_mask, H)
-
-    if step < 0:
-        tl.store(carried, grad_state, mask=exists[:, None] & unit_exists[None, :])
-    else:
-        mask = (exists & (step < length))[:, None] & unit_exists[None, :]
-        place = _place(row, length, step, steps, REVERSE)[:, None]
-        grad_state += tl.load(grad_states_ptr + place * H + unit[None, :], mask=mask, other=0.0)
-        gates = gates_ptr + place * (4 * H) + unit[None, :]
-        r = tl.load(gates, mask=mask, other=0.0)
-        z = tl.load(gates + H, mask=mask, other=0.0)
-        n = tl.load(gates + 2 * H, mask=mask, other=0.0)
-        u_n = tl.load(gates + 3 * H, mask=mask, other=0.0)
-        old_state = _load_old_state(state_ptr, states_ptr, row, length, unit, mask, step, steps, H, REVERSE)
-        grad_r, grad_z, grad_n, grad_u_n, grad_old = gru_new_state_backward(
-            grad_state, r, z, n, u_n, old_state, RESET_AFTER
-        )
-        grad_input = grad_input_gates_ptr + place * (3 * H) + unit[None, :]
-        grad_hidden = grad_hidden_ptr + place * (3 * H) + unit[None, :]
-        if RESET_AFTER:
-            tl.store(grad_input, grad_r, mask=mask)
-            tl.store(grad_hidden, grad_r.to(COMPUTE), mask=mask)
-        tl.store(grad_input + H, grad_z, mask=mask)
-        tl.store(grad_hidden + H, grad_z.to(COMPUTE), mask=mask)
-        tl.store(grad_input + 2 * H, grad_n, mask=mask)
-        tl.store(grad_hidden + 2 * H, grad_u_n.to(COMPUTE), mask=mask)
-        entering = _load_entering(old_state, state_mask_ptr, row, unit, mask, H)
-        tl.store(entering_ptr + place * H + unit[None, :], entering.to(COMPUTE), mask=mask)
-        tl.store(carried, grad_old, mask=mask)
-
-
-@triton.jit(do_not_specialize=NOT_SPECIALIZED)
-def gru_reset_backward_kernel(
-    weight_ptr,
-    state_ptr,
-    state_mask_ptr,
-    lengths_ptr,
-    states_ptr,
-    gates_ptr,
-    grad_input_gates_ptr,
-    grad_hidden_ptr,
-    reset_states_ptr,  # (B, T, H) in the products' dtype: r ∘ entering, for the weight's gradient
-    grad_carried_ptr,
-    step,
-    steps,
-    rows,
-    H: tl.constexpr,
-    WEIGHT_STRIDE: tl.constexpr,
-    REVERSE: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """The second half of a step whose reset comes before the product: the gradient of what enters r."""
-    row, exists, length = _rows(lengths_ptr, rows, steps, BLOCK_B)
-    within = exists & (step < length)
-    if tl.max(within.to(tl.int32), axis=0) == 0:
-        return
-    unit = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
-    unit_exists = unit < H
-    place = _place(row, length, step, steps, REVERSE)[:, None]
-    grad_hidden_rows = grad_hidden_ptr + place * (3 * H)
-    grad_reset_state = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
-    for first in range(0, H, BLOCK_K):
-        inner = first + tl.arange(0, BLOCK_K)
-        inner_exists = inner < H
-        grad_n = tl.load(
-            grad_hidden_rows + 2 * H + inner[None, :], mask=within[:, None] & inner_exists[None, :], other=0.0
-        )
-        weight_n = tl.load(
-            weight_ptr + (2 * H + inner.to(tl.int64))[:, None] * WEIGHT_STRIDE + unit[None, :],
-            mask=inner_exists[:, None] & unit_exists[None, :],
-            other=0.0,
-        )
-        grad_reset_state = tl.dot(grad_n, weight_n.to(COMPUTE), grad_reset_state, input_precision=PRECISION)
-
-    mask = within[:, None] & unit_exists[None, :]
-    r = tl.load(gates_ptr + place * (4 * H) + unit[None, :], mask=mask, other=0.0)
-    old_state = _load_old_state(state_ptr, states_ptr, row, length, unit, mask, step, steps, H, REVERSE)
-    entering = _load_entering(old_state, state_mask_ptr, row, unit, mask, H)
-    grad_r, grad_entering = gru_reset_backward(grad_reset_state, r, entering)
-    tl.store(grad_input_gates_ptr + place * (3 * H) + unit[None, :], grad_r, mask=mask)
-    tl.store(grad_hidden_rows + unit[None, :], grad_r.to(COMPUTE), mask=mask)
-    tl.store(reset_states_ptr + place * H + unit[None, :], (r * entering).to(COMPUTE), mask=mask)
-    carried = grad_carried_ptr + row[:, None] * H + unit[None, :]
-    grad_old = tl.load(carried, mask=mask, other=0.0)
-    grad_old += _load_entering(grad_entering, state_mask_ptr, row, unit, mask, H)
-    tl.store(carried, grad_old, mask=mask)
 
 
 def gru_scan(
@@ -405,66 +258,3 @@ def gru_scan(
             gru_step_kernel[grid](entering_ptr=now, next_ptr=reset_state, step=step, RESET_AFTER=False, **common)
             gru_candidate_kernel[grid](reset_state_ptr=reset_state, next_ptr=following, step=step, **common)
     return states, gates
-
-
-def gru_scan_backward(
-    grad_states: Tensor,
-    input_gates: Tensor,
-    state: Tensor,
-    state_mask: Tensor | None,
-    hidden_weight: Tensor,
-    lengths: Tensor | None,
-    states: Tensor,
-    gates: Tensor,
-    reverse: bool,
-    reset_after: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of input_gates (B, T, 3H), state (B, H), hidden_weight (3H, H) and hidden_bias (3H,)."""
-    grad_states, states, gates = contiguous(grad_states), contiguous(states), contiguous(gates)
-    state, state_mask, lengths = contiguous(state), contiguous(state_mask), contiguous(lengths)
-    hidden_weight = ends_contiguous(hidden_weight)
-    rows, steps, hidden = states.shape
-    new = state.new_empty if lengths is None else state.new_zeros
-    operand = operand_dtype(hidden_weight.dtype)
-    grad_input_gates = new((rows, steps, 3 * hidden), dtype=input_gates.dtype)
-    grad_hidden = new((rows, steps, 3 * hidden), dtype=operand)
-    entering = new((rows, steps, hidden), dtype=operand)
-    reset_states = entering if reset_after else new((rows, steps, hidden), dtype=operand)
-    grad_carried = torch.empty_like(state)
-    config = config_of(GRU_SCAN, hidden_weight)
-    common = {
-        "weight_ptr": hidden_weight,
-        "WEIGHT_STRIDE": hidden_weight.stride(0),
-        "state_ptr": state,
-        "state_mask_ptr": state_mask,
-        "lengths_ptr": lengths,
-        "states_ptr": states,
-        "gates_ptr": gates,
-        "grad_input_gates_ptr": grad_input_gates,
-        "grad_hidden_ptr": grad_hidden,
-        "grad_carried_ptr": grad_carried,
-        "steps": steps,
-        "rows": rows,
-        "H": hidden,
-        "REVERSE": reverse,
-        "COMPUTE": compute_type(hidden_weight.dtype),
-        "PRECISION": precision(),
-        **config,
-    }
-    grid = (blocks(hidden, config["BLOCK_H"]), blocks(rows, config["BLOCK_B"]))
-    for step in reversed(range(-1, steps)):
-        gru_step_backward_kernel[grid](
-            grad_states_ptr=grad_states, entering_ptr=entering, step=step, RESET_AFTER=reset_after, **common
-        )
-        if not reset_after and step >= 0:
-            gru_reset_backward_kernel[grid](reset_states_ptr=reset_states, step=step, **common)
-
-    storage = hidden_weight.dtype
-    grad_rows, entering_rows = grad_hidden.flatten(0, 1), entering.flatten(0, 1)
-    if reset_after:
-        grad_weight = grad_rows.t() @ entering_rows
-    else:
-        grad_rz, grad_n = grad_rows.split([2 * hidden, hidden], 1)
-        grad_weight = torch.cat([grad_rz.t() @ entering_rows, grad_n.t() @ reset_states.flatten(0, 1)])
-    grad_bias = grad_rows.sum(0, dtype=torch.float32)
-    return grad_input_gates, grad_carried, grad_weight.to(storage), grad_bias.to(storage)
