@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import torch
 from rnnsearch.config import RNNSearchConfig
+from rnnsearch.data import Batch
+from rnnsearch.loss import model_loss
 from rnnsearch.model import RNNSearch
-from rnnsearch.training import sequence_loss
 from weights import Settings
 from workloads import Workload
 
@@ -34,9 +35,10 @@ class Update:
         )
         self.model = RNNSearch(config, backend=backend)
         self.model.reset_parameters("xavier")
-        self.source = torch.randint(4, w.vocabulary_size, (w.batch, w.source_length))
-        self.target = torch.randint(4, w.vocabulary_size, (w.batch, w.target_length))
-        self.lengths = torch.full((w.batch,), w.source_length)
+        source = torch.randint(4, w.vocabulary_size, (w.batch, w.source_length))
+        target = torch.randint(4, w.vocabulary_size, (w.batch, w.target_length))
+        lengths = torch.full((w.batch,), w.source_length)
+        self.batch = Batch(source, lengths, target, target, target.numel())
         self.optimizer = torch.optim.Adam(self.model.parameters())
         self.loss = float("nan")
         self._marks: list[float] = []
@@ -49,8 +51,7 @@ class Update:
     def __call__(self) -> list[float]:
         self._marks = []
         self._mark()
-        logits = self.model(self.source, self.lengths, self.target)  # the decoder marks its own begin and end
-        loss = sequence_loss(logits, self.target, self.model.config.pad_id)
+        loss = model_loss(self.model, self.batch)  # the decoder marks its own begin and end
         self._mark()
         self.optimizer.zero_grad()
         loss.backward()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from rnnsearch import RNNSearch, RNNSearchConfig, Vocabulary
 from rnnsearch.data import Pair, batches, collate, encode_pairs, pad
+from rnnsearch.loss import sequence_loss
 from rnnsearch.pronunciation import (
     MODEL_DIRECTORY,
     clean,
@@ -23,7 +24,7 @@ from rnnsearch.pronunciation import (
     split_of,
     write_words,
 )
-from rnnsearch.training import EpochReport, TrainingOptions, dev_loss, make_optimizer, rate_factor, sequence_loss, train
+from rnnsearch.training import EpochReport, TrainingOptions, dev_loss, make_optimizer, rate_factor, train
 
 LETTERS = Vocabulary(["<pad>", "<s>", "</s>", "<unk>", *"abcd"])
 

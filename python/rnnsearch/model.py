@@ -127,13 +127,17 @@ class RNNSearch(nn.Module):
         Returns:
             Logits (B, T, V) of the token that follows each position; those after a padded one mean nothing.
         """
+        return self._linear(self.output, self.readouts(source, source_lengths, target))
+
+    def readouts(self, source: Tensor, source_lengths: Tensor | None, target: Tensor) -> Tensor:
+        """What the last product of :meth:`forward` reads: t_i (B, T, L), dropout included."""
         memory, state = self._memory(source, source_lengths)
         embedded = self.embedding_dropout(self.target_embedding(target))
         decoded = self.decoder(
             embedded, memory, state, memory_lengths=source_lengths, state_mask=self._state_mask(state)
         )
         old_states = torch.cat([state.unsqueeze(1).to(decoded.output.dtype), decoded.output[:, :-1]], dim=1)
-        return self._linear(self.output, self.readout_dropout(self._readout(old_states, embedded, decoded.context)))
+        return self.readout_dropout(self._readout(old_states, embedded, decoded.context))
 
     def encode(self, source: Tensor, source_lengths: Tensor | None = None) -> tuple[PreparedMemory, Tensor]:
         """The prepared memory and the decoder's first state (B, H) of sources (B, S), padded or not."""

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rnnsearch.data import Pair, batches, collate
+from rnnsearch.loss import model_loss
 from rnnsearch.model import RNNSearch
 
 OPTIMIZERS = ("adam", "adadelta")
@@ -67,13 +67,6 @@ class EpochReport:
     best: bool
 
 
-def sequence_loss(logits: Tensor, target: Tensor, pad_id: int, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of logits (B, T, V) and target (B, T), the mean over tokens that are not padding."""
-    return torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1).float(), target.flatten(), ignore_index=pad_id, label_smoothing=label_smoothing
-    )
-
-
 def make_optimizer(model: RNNSearch, options: TrainingOptions) -> torch.optim.Optimizer:
     if options.optimizer == "adadelta":
         return torch.optim.Adadelta(model.parameters(), lr=1.0, rho=0.95, eps=1e-6)
@@ -97,8 +90,7 @@ def dev_loss(model: RNNSearch, pairs: Sequence[Pair], batch_size: int) -> float:
     ordered = sorted(pairs, key=lambda pair: (len(pair.source), len(pair.target)))
     for start in range(0, len(ordered), batch_size):
         batch = collate(ordered[start : start + batch_size], pad_id=config.pad_id, bos_id=config.bos_id)
-        logits = model(batch.source, batch.source_lengths, batch.target_input)
-        total += float(sequence_loss(logits, batch.target, config.pad_id)) * batch.tokens
+        total += float(model_loss(model, batch)) * batch.tokens
         tokens += batch.tokens
     model.train(training)
     return total / tokens
@@ -167,8 +159,7 @@ def _train_step(
 ) -> tuple[float, int]:
     config = model.config
     batch = collate(pairs, pad_id=config.pad_id, bos_id=config.bos_id)
-    logits = model(batch.source, batch.source_lengths, batch.target_input)
-    loss = sequence_loss(logits, batch.target, config.pad_id, options.label_smoothing)
+    loss = model_loss(model, batch, options.label_smoothing)
     value = float(loss.detach())
     if not math.isfinite(value):
         raise FloatingPointError(f"the loss is {value}: a lower learning rate may help")

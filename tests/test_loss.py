@@ -1,0 +1,97 @@
+"""The loss without logits in memory against plain cross-entropy in float64, values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from rnnsearch import loss as module
+from rnnsearch.loss import HAS_CHUNKED, vocabulary_loss
+from torch import Tensor, nn
+
+PAD = 0
+WAYS = ["logits", *(["chunked"] if HAS_CHUNKED else [])]
+ROWS, READOUT, VOCABULARY = 23, 6, 11
+
+
+def drawn(dtype: torch.dtype = torch.float32, *, bias: bool = True) -> tuple[list[Tensor], Tensor]:
+    readout, weight = torch.randn(ROWS, READOUT), torch.randn(VOCABULARY, READOUT)
+    target = torch.randint(1, VOCABULARY, (ROWS,))
+    target[::4] = PAD
+    given = [readout, weight, *([torch.randn(VOCABULARY)] if bias else [])]
+    return [value.to(dtype).requires_grad_() for value in given], target
+
+
+def found(given: list[Tensor], target: Tensor, **options) -> list[Tensor]:
+    readout, weight, *bias = given
+    loss = vocabulary_loss(readout, weight, bias[0] if bias else None, target, pad_id=PAD, **options)
+    return [loss.detach(), *torch.autograd.grad(loss, given)]
+
+
+def truth(given: list[Tensor], target: Tensor, smoothing: float) -> list[Tensor]:
+    double = [value.detach().double().requires_grad_() for value in given]
+    loss = nn.functional.cross_entropy(
+        nn.functional.linear(*double), target, ignore_index=PAD, label_smoothing=smoothing
+    )
+    return [loss.detach(), *torch.autograd.grad(loss, double)]
+
+
+@pytest.mark.parametrize("piece", [1, 50, 2**24])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+@pytest.mark.parametrize("way", WAYS)
+def test_values_and_gradients_are_those_of_cross_entropy(way, smoothing, bias, piece, monkeypatch) -> None:
+    monkeypatch.setattr(module, "PIECE", piece)
+    given, target = drawn(bias=bias)
+    wanted = truth(given, target, smoothing)
+    for got, want in zip(found(given, target, label_smoothing=smoothing, way=way), wanted, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_bfloat16_is_as_close_as_plain_pytorch(way) -> None:
+    given, target = drawn(torch.bfloat16)
+    wanted = truth(given, target, 0.1)
+    plain = found(given, target, label_smoothing=0.1, way="logits")
+    for got, beside, want in zip(found(given, target, label_smoothing=0.1, way=way), plain, wanted, strict=True):
+        unit = torch.finfo(torch.bfloat16).eps * float(want.abs().max())
+        allowed = max(2 * float((beside.double() - want).square().mean().sqrt()), 8 * unit)
+        assert float((got.double() - want).square().mean().sqrt()) <= allowed
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_autocast_is_followed(way) -> None:
+    given, target = drawn()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = found(given, target, label_smoothing=0.1, way=way)
+    assert all(value.dtype == torch.float32 for value in got[1:])
+    for value, want in zip(got, truth(given, target, 0.1), strict=True):
+        torch.testing.assert_close(value.double(), want, rtol=0, atol=0.05 * float(want.abs().max()))
+
+
+def test_leading_sizes_are_the_callers() -> None:
+    given, target = drawn()
+    readout, weight, bias = given
+    flat = vocabulary_loss(readout[:20], weight, bias, target[:20], pad_id=PAD)
+    batched = vocabulary_loss(readout[:20].view(4, 5, -1), weight, bias, target[:20].view(4, 5), pad_id=PAD)
+    assert torch.equal(flat, batched)
+
+
+def test_a_way_that_is_not_there_is_an_error(monkeypatch) -> None:
+    given, target = drawn()
+    with pytest.raises(ValueError, match=r"`way` must be one of .*; got 'fused'"):
+        vocabulary_loss(*given, target, pad_id=PAD, way="fused")
+    monkeypatch.setattr(module, "HAS_CHUNKED", False)
+    with pytest.raises(RuntimeError, match=r"has no linear_cross_entropy; it came with 2\.13"):
+        vocabulary_loss(*given, target, pad_id=PAD, way="chunked")
+    assert float(vocabulary_loss(*given, target, pad_id=PAD).detach()) > 0
+
+
+@pytest.mark.skipif(not HAS_CHUNKED, reason="this torch has no linear_cross_entropy")
+def test_many_logits_are_not_made_and_few_are(monkeypatch) -> None:
+    """The library's products show which way was taken: none is of all rows by the whole vocabulary."""
+    given, target = drawn()
+    for piece, made in ((ROWS * VOCABULARY, True), (ROWS * VOCABULARY - 1, False)):
+        monkeypatch.setattr(module, "PIECE", piece)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            found(given, target)
+        assert any("linear_cross_entropy" in event.name for event in profile.events()) != made
