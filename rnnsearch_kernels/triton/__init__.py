@@ -18,6 +18,8 @@ import torch
 MODULES: dict[str, str] = {
     "additive_attention": "attention",
     "additive_attention_backward": "attention",
+    "decoder_step": "decoder",
+    "decoder_scan": "decoder",
     "linear": "product",
     "gru_scan": "gru_scan",
     "gru_scan_backward": "gru_scan_backward",

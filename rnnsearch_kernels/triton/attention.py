@@ -220,7 +220,7 @@ def grad_query_kernel(
     tl.store(grad_query_ptr + row * grad_query_stride + feature, grad_query, mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("steps",))
 def grad_keys_kernel(
     grad_scores_ptr,  # (B, T, S)
     queries_ptr,  # (B, T, A)

@@ -73,3 +73,11 @@ def contiguous(tensor: Tensor | None) -> Tensor | None:
 def rows_for(like: Tensor, *shape: int) -> Tensor:
     """An uninitialised float32 tensor beside ``like``."""
     return like.new_empty(shape, dtype=torch.float32)
+
+
+def batched_product(left: Tensor, right: Tensor) -> Tensor:
+    """The products of two batches of matrices, summed and given in float32. ``right`` has the storage dtype."""
+    left = left.to(right.dtype)
+    if right.dtype == torch.float32 or not right.is_cuda:
+        return torch.bmm(left.float(), right.float())
+    return torch.bmm(left, right, out_dtype=torch.float32)
