@@ -98,6 +98,9 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("decoder", "reset_kernel", configs.GATES, 64, 0, ("input_gates_ptr",), MASKS),
     Kernel("decoder", "gates_kernel", {**configs.GATES, "RESET_AFTER": True}, 64, 0, ("input_gates_ptr",), MASKS),
     Kernel("decoder", "gates_kernel", {**configs.GATES, "RESET_AFTER": False}, 64, 0, ("input_gates_ptr",), MASKS),
+    Kernel("decoder_backward", "gates_backward_kernel", {**configs.GATES, "RESET_AFTER": True}, 64, 0, (), MASKS),
+    Kernel("decoder_backward", "gates_backward_kernel", {**configs.GATES, "RESET_AFTER": False}, 64, 0, (), MASKS),
+    Kernel("decoder_backward", "reset_backward_kernel", configs.GATES, 64, 0, (), MASKS),
     products("linear_kernel", {"FEATURES": 1000, "INPUT_STRIDE": 1000, "WEIGHT_STRIDE": 1000}, 128, 32 * 1024),
     products("vocabulary_tile_kernel", {"FEATURES": 500, "READOUT_STRIDE": 500, "WEIGHT_STRIDE": 500}, 255, 64 * 1024),
     # Odd sizes: no load is wider than a number.

@@ -20,6 +20,7 @@ MODULES: dict[str, str] = {
     "additive_attention_backward": "attention",
     "decoder_step": "decoder",
     "decoder_scan": "decoder",
+    "decoder_scan_backward": "decoder_backward",
     "linear": "product",
     "gru_scan": "gru_scan",
     "gru_scan_backward": "gru_scan_backward",

@@ -323,6 +323,8 @@ def decoder_scan(
         )
     if memory_gates is not None:
         contexts = batched_product(attn_weights, real_memory(memory, key_padding_mask)).to(memory.dtype)
+        if within is not None:  # weights of zero, and yet a NaN in a real position would come through
+            contexts.masked_fill_(~within.t()[..., None], 0)
     else:
         contexts = by_step.transpose(0, 1).contiguous()
     return states, contexts, attn_weights, gates
