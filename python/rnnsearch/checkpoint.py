@@ -85,9 +85,11 @@ def load(directory: str | Path) -> Saved:
     return Saved(weights, described["config"], vocabularies)
 
 
-def check_weights(directory: str | Path, weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+def check_weights(
+    directory: str | Path, weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], file: str = WEIGHTS
+) -> None:
     """``weights`` must have the names and shapes of ``wanted``."""
-    path = Path(directory) / WEIGHTS
+    path = Path(directory) / file
     missing, foreign = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
     if missing or foreign:
         parts = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has {', '.join(foreign)} besides"] * bool(foreign)

@@ -22,8 +22,13 @@ class UserError(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: done. 1: it could not be done, and stderr says why. 2: wrong usage. 130: interrupted. 141: the reader of
     stdout has gone, as in ``rnnsearch pronounce ... | head -1``."""
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if given[:1] == ["train"]:  # its options are the fields of its settings
+            from rnnsearch import train_command
+
+            return train_command.main(given[1:])
+        options = _parser().parse_args(given)
         status = int(options.run(options))
         sys.stdout.flush()
         return status
@@ -82,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_decoding(evaluate)
     evaluate.set_defaults(run=_evaluate)
+
+    commands.add_parser("train", help="train a translation model on parallel text (rnnsearch train --help)")
 
     train = commands.add_parser(
         "train-pronunciation",

@@ -1,0 +1,114 @@
+"""How good a model is on held-out text, shared out among the processes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rnnsearch.data import Batch, Pair, collate
+from rnnsearch.model import RNNSearch, Translation
+from rnnsearch.processes import Processes
+from rnnsearch.stream import cut_batches
+from rnnsearch.translator import Translator
+
+Interrupted = Callable[[], bool]
+
+
+class InterruptedMeasure(Exception):
+    """The measure was given up because the run was asked to end."""
+
+
+def to_batch(pairs: Sequence[Pair], model: RNNSearch, device: torch.device) -> Batch:
+    batch = collate(pairs, pad_id=model.config.pad_id, bos_id=model.config.bos_id)
+    return Batch(
+        batch.source.to(device),
+        None if batch.source_lengths is None else batch.source_lengths.to(device),
+        batch.target_input.to(device),
+        batch.target.to(device),
+        batch.tokens,
+    )
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@torch.no_grad()
+def mean_loss(
+    model: RNNSearch,
+    pairs: Sequence[Pair],
+    *,
+    size: int,
+    precision: str,
+    processes: Processes,
+    interrupted: Interrupted,
+) -> float:
+    """Cross-entropy per token, without dropout or smoothing.
+
+    Raises:
+        InterruptedMeasure: ``interrupted()``, in every process alike, between two minibatches.
+    """
+    batches = cut_batches(pairs, size)
+    total = tokens = 0.0
+    training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(batches), processes.count):
+            if start + processes.rank < len(batches):
+                batch = to_batch(batches[start + processes.rank], model, processes.device)
+                with autocast(processes.device, precision):
+                    logits = model(batch.source, batch.source_lengths, batch.target_input)
+                total += float(summed_loss(logits, batch.target, model.config.pad_id))
+                tokens += batch.tokens
+            if interrupted():
+                raise InterruptedMeasure
+    finally:
+        model.train(training)
+    total, tokens = processes.sum([total, tokens])
+    return total / tokens
+
+
+def summed_loss(logits: Tensor, target: Tensor, pad_id: int, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of logits (B, T, V) and target (B, T), the sum over tokens that are not padding."""
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1).float(),
+        target.flatten(),
+        ignore_index=pad_id,
+        label_smoothing=label_smoothing,
+        reduction="sum",
+    )
+
+
+def translate_all(
+    translator: Translator, texts: Sequence[str], *, processes: Processes, interrupted: Interrupted, **options: Any
+) -> list[list[Translation]]:
+    """The n best of every text, in every process. Raises InterruptedMeasure as :func:`mean_loss`."""
+    size = 64 * processes.count
+    results: list[list[Translation]] = []
+    for start in range(0, len(texts), size):
+        some = list(texts[start : start + size])
+        parts = processes.gather(translator.hypotheses(processes.shard(some), **options))
+        results += [parts[place % processes.count][place // processes.count] for place in range(len(some))]
+        if interrupted():
+            raise InterruptedMeasure
+    return results
+
+
+def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[Any, str]:
+    """sacreBLEU's BLEU of the corpus, and the signature that says how it was taken."""
+    try:
+        from sacrebleu.metrics import BLEU
+    except ImportError as error:
+        raise RuntimeError("BLEU needs sacrebleu: pip install 'rnnsearch-kernels[evaluate]'") from error
+    metric = BLEU()
+    return metric.corpus_score(list(hypotheses), [list(references)]), str(metric.get_signature())
+
+
+def pharaoh(translation: Translation) -> str:
+    """``source-target`` pairs, from 0: what each token, its end left out, attended to most."""
+    attended = translation.attn_weights.argmax(dim=1).tolist()[: len(translation.tokens)]
+    return " ".join(f"{source}-{target}" for target, source in enumerate(attended))

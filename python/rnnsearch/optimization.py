@@ -1,0 +1,53 @@
+"""Optimizers, the learning rate, and their state by the parameters' names."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from rnnsearch.checkpoint import CheckpointError
+from rnnsearch.settings import OptimizerOptions
+
+
+def make_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:
+    rate, decay = options.learning_rate, options.weight_decay
+    if options.name == "adadelta":
+        return torch.optim.Adadelta(model.parameters(), lr=rate, rho=0.95, eps=1e-6, weight_decay=decay)
+    return torch.optim.Adam(model.parameters(), lr=rate, betas=(0.9, 0.98), eps=1e-9, weight_decay=decay)
+
+
+def rate_factor(update: int, progress: float, options: OptimizerOptions) -> float:
+    """The learning rate of ``update`` (from 0) as a part of the highest; ``progress`` of the whole run is 0 to 1.
+
+        warm-up         (update + 1) / (warmup_updates + 1), at most 1, in every schedule
+        inverse_sqrt    sqrt((warmup_updates + 1) / (update + 1)) behind it
+        cosine          half of 1 + cos(π progress), times the warm-up
+
+    What plateau takes off is a matter of the measures, and kept by the run.
+    """
+    warm = min(1.0, (update + 1) / (options.warmup_updates + 1))
+    if options.schedule == "inverse_sqrt":
+        return min(warm, math.sqrt((options.warmup_updates + 1) / (update + 1)))
+    if options.schedule == "cosine":
+        return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return warm
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as ``parameter/key``."""
+    names = [name for name, _ in model.named_parameters()]
+    state = optimizer.state_dict()["state"]
+    return {f"{names[number]}/{key}": value for number, entry in state.items() for key, value in entry.items()}
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    numbers = {name: number for number, (name, _) in enumerate(model.named_parameters())}
+    state: dict[int, dict[str, Tensor]] = {}
+    for label, value in tensors.items():
+        name, _, key = label.rpartition("/")
+        if name not in numbers:
+            raise CheckpointError(f"the optimizer's state names `{name}`, which the model lacks")
+        state.setdefault(numbers[name], {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

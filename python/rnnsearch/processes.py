@@ -1,0 +1,78 @@
+"""The processes of one run under torchrun; one process alone needs none of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Processes:
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Over the processes, in float64: the same answer in each."""
+        if self.count == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def gather(self, value: object) -> list:
+        """Every process' value, in each of them, by rank."""
+        if self.count == 1:
+            return [value]
+        values: list = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+        if self.count == 1:
+            return model
+        return DistributedDataParallel(model)
+
+    def unsynchronised(self, wrapped: torch.nn.Module) -> contextlib.AbstractContextManager[Any]:
+        """Gradients add up in each process alone; the next backward outside sums them over all."""
+        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else contextlib.nullcontext()
+
+    def shard(self, items: list) -> list:
+        return items[self.rank :: self.count]
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Processes]:
+    """The group that torchrun's variables describe: gloo on CPUs, NCCL on GPUs (one each)."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    place = torch.device(device, int(os.environ.get("LOCAL_RANK", "0"))) if device == "cuda" else torch.device(device)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    if count == 1:
+        yield Processes(0, 1, place)
+        return
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    try:
+        yield Processes(dist.get_rank(), count, place)
+    finally:
+        dist.destroy_process_group()
+
+
+def weighted(loss: Tensor, part: float, count: int) -> Tensor:
+    """So that the mean over processes, which DistributedDataParallel takes, is the sum of their parts."""
+    return loss * (part * count)

@@ -1,0 +1,190 @@
+"""`rnnsearch train`: settings from a file and the command line, then a run."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rnnsearch import segmentation
+from rnnsearch.checkpoint import write_atomically
+from rnnsearch.config import PRESETS, RNNSearchConfig
+from rnnsearch.corpus import ParallelText, Skips
+from rnnsearch.interruption import interruptible
+from rnnsearch.model import RNNSearch
+from rnnsearch.monitor import Monitor
+from rnnsearch.processes import Processes, joined
+from rnnsearch.segmentation import PLAIN, Segmentation, SentencePiece
+from rnnsearch.settings import DataOptions, TrainSettings, preset
+from rnnsearch.stream import BatchStream
+from rnnsearch.trainer import CHECKPOINTS, DevText, Trainer
+from rnnsearch.translator import Translator
+from rnnsearch.vocabulary import Vocabulary
+
+CONFIG, INITIAL = "config.yaml", "initial"
+EPILOG = """examples:
+  rnnsearch train --preset small --data.source train.de --data.target train.en \\
+      --data.dev_source dev.de --data.dev_target dev.en --run.directory run
+  rnnsearch train --preset small --print_config > small.yaml     every field, as a start
+  rnnsearch train --config small.yaml --batch.size 32            the command line goes before the file
+  rnnsearch train --resume run                                   go on where a run was stopped or killed
+  torchrun --nproc-per-node 2 -m rnnsearch train --config small.yaml
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    settings, directory, resume, text = read_settings(arguments)
+    # Interruption is listened to from the first moment that something could be lost.
+    with interruptible((signal.SIGINT, signal.SIGTERM)) as interrupted, joined(settings.run.device) as processes:
+        monitor = Monitor(
+            loud=processes.first,
+            log_every=settings.run.log_every,
+            tensorboard=directory / "tensorboard" if settings.run.tensorboard else None,
+        )
+        try:
+            return _run(settings, directory, resume, text, processes, monitor, interrupted)
+        finally:
+            monitor.close()
+
+
+def read_settings(arguments: Sequence[str]) -> tuple[TrainSettings, Path, bool, str]:
+    """The settings, where the run is, whether it goes on, and the settings as YAML."""
+    try:
+        from jsonargparse import ArgumentParser
+    except ImportError as error:
+        raise RuntimeError("training needs jsonargparse: pip install 'rnnsearch-kernels[train]'") from error
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_own(first)
+    own, rest = first.parse_known_args(list(arguments))
+    parser = ArgumentParser(
+        prog="rnnsearch train",
+        description="Train a translation model on parallel text. Every option below is a key of the YAML file too.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the fields below")
+    _add_own(parser)
+    parser.add_class_arguments(TrainSettings)
+    if own.preset is not None:
+        parser.set_defaults(preset(own.preset))
+    if own.resume is not None:
+        saved = Path(own.resume) / CONFIG
+        if not saved.is_file():
+            raise ValueError(f"{own.resume} is not the directory of a run: it has no {CONFIG}")
+        rest = ["--config", str(saved), *rest, "--run.directory", own.resume]
+    parsed = parser.parse_args(rest)
+    for name in ("preset", "resume"):
+        parsed.pop(name, None)
+    text = parser.dump(parsed)
+    settings = parser.instantiate(parsed)
+    built = TrainSettings(**{name: settings[name] for name in ("data", "batch", "model", "optimizer", "run")})
+    for name, value in (
+        ("data.source", built.data.source),
+        ("data.dev_source", built.data.dev_source),
+        ("run.directory", built.run.directory),
+    ):
+        if value is None:
+            raise ValueError(f"--{name} is needed; `rnnsearch train --help` explains it")
+    return built, Path(str(built.run.directory)), own.resume is not None, text
+
+
+def _add_own(parser: Any) -> None:
+    parser.add_argument("--preset", choices=tuple(PRESETS), help="defaults to start from: sizes and how to train them")
+    parser.add_argument("--resume", metavar="DIRECTORY", help="go on with the run in DIRECTORY, with its settings")
+
+
+def _run(
+    settings: TrainSettings,
+    directory: Path,
+    resume: bool,
+    text: str,
+    processes: Processes,
+    monitor: Monitor,
+    interrupted: Any,
+) -> int:
+    data, run = settings.data, settings.run
+    if not resume and (directory / CHECKPOINTS).exists():
+        raise ValueError(f"{directory} holds a run already: --resume {directory}, or take another --run.directory")
+    skips = Skips(data.on_bad_line, monitor.say)
+    keys = (data.source_key, data.target_key)
+    corpus = ParallelText(str(data.source), data.target, skips, keys=keys)
+    dev_text = list(ParallelText(str(data.dev_source), data.dev_target, skips, keys=keys))
+    fresh = not (directory / INITIAL / segmentation.FILE).exists() or not resume
+    if fresh and processes.first:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically({directory / CONFIG: text.encode()})
+        _begin(settings, corpus).save(directory / INITIAL)
+    processes.gather(None)  # the others wait for what the first one writes
+    translator = Translator.from_pretrained(directory / INITIAL, backend=run.backend)
+    stream = BatchStream(
+        corpus,
+        translator.encode,
+        size=settings.batch.size,
+        tokens=settings.batch.tokens,
+        sort=settings.batch.sort,
+        max_length=data.max_length,
+        seed=run.seed,
+    )
+    dev = DevText(
+        [source for source, _ in dev_text],
+        [target for _, target in dev_text],
+        [translator.encode(*pair) for pair in dev_text],
+    )
+    trainer = Trainer(
+        settings,
+        directory,
+        translator,
+        stream,
+        dev,
+        processes=processes,
+        monitor=monitor,
+        interrupted=interrupted,
+    )
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    monitor.say(
+        f"{len(corpus):,} pairs, {len(dev_text):,} to measure on, {parameters:,} parameters, {processes.device}"
+    )
+    if resume and (directory / CHECKPOINTS).exists():
+        trainer.resume()
+    number = trainer.run()
+    for why, count in skips.counts.items():
+        monitor.say(f"left out: {count} ({why})")
+    return 128 + number if number else 0
+
+
+def _begin(settings: TrainSettings, corpus: ParallelText) -> Translator:
+    """The segmentation and vocabularies of the corpus, and a model with weights drawn from the seed."""
+    source, target, vocabularies = _learn(settings.data, corpus)
+    sizes = {name: value for name, value in vars(settings.model).items() if name != "init"}
+    torch.manual_seed(settings.run.seed)
+    model = RNNSearch(RNNSearchConfig(len(vocabularies[0]), len(vocabularies[1]), **sizes), *vocabularies)
+    model.reset_parameters(settings.model.init)
+    return Translator(model, source, target)
+
+
+def _learn(data: DataOptions, corpus: ParallelText) -> tuple[Segmentation, Segmentation, list[Vocabulary]]:
+    kinds = (data.source_segmentation or data.segmentation, data.segmentation)
+    shared = None
+    if data.sentencepiece_model is not None:
+        shared = SentencePiece(Path(data.sentencepiece_model).read_bytes())
+    elif kinds == (SentencePiece.kind, SentencePiece.kind) and data.joint:
+        shared = SentencePiece.learn((text for pair in corpus for text in pair), data.vocabulary_size)
+    segmentations: list[Segmentation] = []
+    vocabularies = []
+    for side, kind in enumerate(kinds):
+        lines = (pair[side] for pair in corpus)
+        if kind in PLAIN:
+            plain = PLAIN[kind]()
+            vocabularies.append(
+                segmentation.learn_vocabulary(plain, lines, size=data.vocabulary_size, min_count=data.min_count)
+            )
+            segmentations.append(plain)
+        else:
+            pieces = shared or SentencePiece.learn(lines, data.vocabulary_size)
+            vocabularies.append(pieces.vocabulary())
+            segmentations.append(pieces)
+    return segmentations[0], segmentations[1], vocabularies
