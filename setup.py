@@ -36,6 +36,8 @@ FLAGS = [
 ]
 # GCC's own AVX-512 headers start from an undefined register, and its vector types carry attributes.
 FLAGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-ignored-attributes"]
+# Of the CUDA backend, but plain C++: asked where no GPU is, so it goes into the CPU extension.
+PLANNER = "csrc/cuda/planner/*.cpp"
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*OLDEST_TORCH)
 
 
@@ -78,8 +80,8 @@ def cpu_extension() -> object:
     flags = [*FLAGS, TORCH_TARGET]
     return CppExtension(
         "rnnsearch_kernels._cpu",
-        sorted(glob.glob("csrc/cpu/**/*.cpp", recursive=True)),
-        depends=sorted(glob.glob("csrc/cpu/**/*.h", recursive=True)),
+        sorted([*glob.glob("csrc/cpu/**/*.cpp", recursive=True), *glob.glob(PLANNER)]),
+        depends=sorted([*glob.glob("csrc/cpu/**/*.h", recursive=True), "csrc/cuda/planner/planner.h"]),
         extra_compile_args={"cxx": [*flags, f'-DRNNSEARCH_FLAGS="{" ".join(FLAGS)}"']},
     )
 
@@ -87,7 +89,7 @@ def cpu_extension() -> object:
 def cuda_extension() -> object | None:
     """The CUDA kernels, or None with the reason said where the user asked for them."""
     choice = wanted("RNNSEARCH_CUDA")
-    sources = sorted(glob.glob("csrc/cuda/**/*.cu", recursive=True) + glob.glob("csrc/cuda/**/*.cpp", recursive=True))
+    sources = sorted(glob.glob("csrc/cuda/**/*.cu", recursive=True))
     reason = None if choice is False else why_no_cuda(sources)
     if choice is False or reason is not None:
         if choice is True:

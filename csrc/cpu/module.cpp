@@ -3,9 +3,11 @@
 #include <pybind11/stl.h>
 
 #include <cstdlib>
+#include <map>
 #include <stdexcept>
 
 #include "dispatch.h"
+#include "../cuda/planner/planner.h"
 
 namespace py = pybind11;
 
@@ -30,12 +32,47 @@ py::dict build_info() {
       py::str("{}.{}").format((TORCH_TARGET_VERSION >> 56) & 0xff, (TORCH_TARGET_VERSION >> 48) & 0xff);
   return info;
 }
+
+rnnsearch::cuda::Storage storage_of(const std::string& name) {
+  using rnnsearch::cuda::Storage;
+  if (name == "float32") return Storage::float32;
+  if (name == "bfloat16") return Storage::bfloat16;
+  if (name == "float16") return Storage::float16;
+  throw std::invalid_argument("`dtype` must be float32, bfloat16 or float16; got " + name);
+}
+
+py::dict plan_gru_scan(bool backward, const std::string& dtype, bool reset_after, int64_t B, int64_t T, int64_t H,
+                       const std::map<std::string, int64_t>& limits) {
+  const auto limit = [&](const char* name) { return limits.at(name); };
+  const rnnsearch::cuda::DeviceLimits device{static_cast<int>(limit("major")),
+                                             static_cast<int>(limit("minor")),
+                                             static_cast<int>(limit("processors")),
+                                             limit("shared_per_sm"),
+                                             limit("shared_per_block"),
+                                             static_cast<int>(limit("registers_per_sm")),
+                                             static_cast<int>(limit("threads_per_sm"))};
+  const auto plan = rnnsearch::cuda::plan_gru_scan({backward, storage_of(dtype), reset_after, B, T, H}, device);
+  py::dict result;
+  result["reason"] = plan.reason.empty() ? py::object(py::none()) : py::object(py::str(plan.reason));
+  result["row_groups"] = plan.row_groups;
+  result["unit_groups"] = plan.unit_groups;
+  result["threads"] = plan.threads;
+  result["rows"] = plan.rows;
+  result["units"] = plan.units;
+  result["weight_bytes"] = plan.weight_bytes;
+  result["shared_bytes"] = plan.shared_bytes;
+  result["workspace_bytes"] = plan.workspace_bytes;
+  result["barriers_per_step"] = plan.barriers_per_step;
+  result["barriers"] = plan.barriers;
+  return result;
+}
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "rnnsearch_kernels' C++ kernels for CPUs";
   m.def("ops", &ops, "The ops of the list that have a kernel here.");
   m.def("build_info", &build_info, "Compiler, flags, instruction sets and the oldest torch this was built for.");
+  m.def("plan_gru_scan", &plan_gru_scan, "How a scan lies on a GPU; rnnsearch_kernels.planning documents it.");
   m.def("isas", &rnnsearch::available_isas, "The compiled instruction sets that this machine has, the best last.");
   m.def("isa", [] { return std::string(rnnsearch::active_isa().name); }, "The instruction set in use.");
   m.def("select_isa", &rnnsearch::select_isa, py::arg("name"), "Use another one; ValueError where it cannot be.");

@@ -1,0 +1,50 @@
+// How a whole scan lies on a GPU as one launch, from sizes and limits alone: plain C++, no CUDA, so that it can be
+// asked and tested where no GPU is.
+//
+// All blocks stay resident for the sequence. They form row_groups teams of unit_groups blocks. A team takes `rows` rows
+// of the batch and never waits for another team; a block of it owns `units` hidden units and holds their recurrent
+// weights in shared memory for all steps, so that a step reads no weight from outside.
+//
+// Barriers of a team: one a step where the reset comes after the product, otherwise two. (The forward pass has one more
+// before the first step and none after the last product.)
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace rnnsearch::cuda {
+
+struct DeviceLimits {
+  int major, minor;          // compute capability
+  int processors;            // SMs
+  int64_t shared_per_sm;     // bytes
+  int64_t shared_per_block;  // bytes, with the opt-in
+  int registers_per_sm;      // of 32 bits
+  int threads_per_sm;
+};
+
+enum class Storage { float32, bfloat16, float16 };
+
+struct Problem {
+  bool backward;
+  Storage storage;
+  bool reset_after;
+  int64_t B, T, H;
+};
+
+struct Plan {
+  std::string reason;  // why there is none; empty where there is one
+  int row_groups = 0, unit_groups = 0, threads = 0;
+  int64_t rows = 0;             // of a team; the last team may have fewer that exist
+  int64_t units = 0;            // of a block: 8, 16 or 32; the last block may have fewer that exist
+  int64_t weight_bytes = 0;     // of a block's weights, in shared memory for all steps
+  int64_t shared_bytes = 0;     // of a block: weights, the warps' sums, the state that is carried
+  int64_t workspace_bytes = 0;  // global memory beside the results
+  int barriers_per_step = 0;
+  int64_t barriers = 0;  // of a team, in the whole launch
+};
+
+// Throws std::invalid_argument where a size or a limit is not positive.
+Plan plan_gru_scan(const Problem& problem, const DeviceLimits& device);
+
+}  // namespace rnnsearch::cuda

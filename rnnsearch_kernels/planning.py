@@ -1,0 +1,97 @@
+"""How a whole scan lies on a GPU as one launch, or why it would not; asked without one.
+
+    from rnnsearch_kernels.planning import GPUS, plan_gru_scan
+
+    plan_gru_scan(torch.bfloat16, GPUS["H200"], B=64, T=50, H=1000)
+
+The planner is the part of the CUDA kernels that decides before a launch. It says what a launch takes, not that this
+installation has the kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from . import native
+
+KB = 1024
+
+
+@dataclass(frozen=True)
+class DeviceLimits:
+    """What the plan depends on. ``shared_per_block`` is what a block can opt into; bytes."""
+
+    major: int
+    minor: int
+    processors: int
+    shared_per_sm: int
+    shared_per_block: int
+    registers_per_sm: int
+    threads_per_sm: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One cooperative launch, all blocks resident for the sequence: ``row_groups`` teams of ``unit_groups`` blocks.
+
+    reason             why there is no plan and steps are to be launched one by one; None where there is one, and then:
+    row_groups         teams; a team takes ``rows`` rows of the batch and never waits for another
+    unit_groups        blocks of a team; a block owns ``units`` hidden units
+    threads            of a block
+    weight_bytes       of a block's recurrent weights, in shared memory for all steps
+    shared_bytes       of a block: weights, the warps' sums, the state that is carried
+    workspace_bytes    of global memory beside the results
+    barriers_per_step  of a team: 1 where the reset comes after the product, otherwise 2
+    barriers           of a team in the whole launch
+    """
+
+    reason: str | None
+    row_groups: int
+    unit_groups: int
+    threads: int
+    rows: int
+    units: int
+    weight_bytes: int
+    shared_bytes: int
+    workspace_bytes: int
+    barriers_per_step: int
+    barriers: int
+
+    @property
+    def blocks(self) -> int:
+        return self.row_groups * self.unit_groups
+
+
+# From NVIDIA's tables of technical specifications by compute capability and the GPUs' numbers of SMs.
+GPUS = {
+    "A100": DeviceLimits(8, 0, 108, 164 * KB, 163 * KB, 65536, 2048),
+    "L4": DeviceLimits(8, 9, 58, 100 * KB, 99 * KB, 65536, 1536),
+    "RTX 4090": DeviceLimits(8, 9, 128, 100 * KB, 99 * KB, 65536, 1536),
+    "H100": DeviceLimits(9, 0, 132, 228 * KB, 227 * KB, 65536, 2048),
+    "H200": DeviceLimits(9, 0, 132, 228 * KB, 227 * KB, 65536, 2048),
+    "B200": DeviceLimits(10, 0, 148, 228 * KB, 227 * KB, 65536, 2048),
+}
+
+
+def plan_gru_scan(
+    dtype: torch.dtype,
+    device: DeviceLimits,
+    *,
+    B: int,
+    T: int,
+    H: int,
+    reset_after: bool = True,
+    backward: bool = False,
+) -> Plan:
+    """The plan for ``gru_scan`` with weights in ``dtype``, or with ``backward`` for the recurrence of its gradients.
+
+    Raises ``ValueError`` for a size or limit that is not positive and a dtype that no GPU kernel has;
+    ``RuntimeError`` where the C++ extension was not built.
+    """
+    extension = native.extension()
+    if extension is None:
+        raise RuntimeError(f"the planner is compiled: {native.why_missing()}")
+    name = str(dtype).removeprefix("torch.")
+    return Plan(**extension.plan_gru_scan(backward, name, reset_after, B, T, H, asdict(device)))

@@ -1,0 +1,104 @@
+"""The planner of the CUDA kernels, over GPUs and sizes: what it promises a kernel, and cases computed by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+import re
+
+import pytest
+import torch
+
+from rnnsearch_kernels import native
+from rnnsearch_kernels.planning import GPUS, DeviceLimits, plan_gru_scan
+
+if native.extension() is None:
+    pytest.skip(f"no compiled planner: {native.why_missing()}", allow_module_level=True)
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def random_sizes(seed: int) -> dict[str, int]:
+    draw = random.Random(seed)
+    return {size: int(most ** draw.random()) for size, most in {"B": 300, "T": 100, "H": 5000}.items()}
+
+
+# The hidden sizes of the named workloads (512 and 1000, 64 or 80 rows, 16 of speech), and others.
+NAMED = [{"B": B, "T": 50, "H": H} for B, H in [(64, 512), (64, 1000), (80, 1000), (16, 512)]]
+CASES = [*NAMED, *(random_sizes(seed) for seed in range(60))]
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_a_plan_keeps_its_promises_and_its_absence_has_a_reason(gpu: DeviceLimits, backward: bool) -> None:
+    plans = 0
+    for sizes, dtype, reset_after in itertools.product(CASES, DTYPES, (False, True)):
+        got = plan_gru_scan(dtype, gpu, **sizes, reset_after=reset_after, backward=backward)
+        if got.reason is not None:
+            assert got.blocks == 0
+            continue
+        plans += 1
+        # A block an SM, whatever the compiler takes of the registers: all are resident.
+        assert 0 < got.blocks <= gpu.processors
+        assert got.shared_bytes <= gpu.shared_per_block and got.shared_bytes + 1024 <= gpu.shared_per_sm
+        assert got.threads * 255 <= gpu.registers_per_sm
+        # Every row and every unit belongs to exactly one block, and no block has none.
+        assert (got.row_groups - 1) * got.rows < sizes["B"] <= got.row_groups * got.rows
+        assert (got.unit_groups - 1) * got.units < sizes["H"] <= got.unit_groups * got.units
+        assert got.units in (8, 16, 32)
+        assert got.weight_bytes >= 3 * got.units * sizes["H"] * dtype.itemsize
+        assert got.workspace_bytes >= 3 * sizes["B"] * sizes["H"] * dtype.itemsize
+        assert got.barriers == got.barriers_per_step * sizes["T"] and got.barriers_per_step == 1 + (not reset_after)
+    assert plans > len(CASES)
+
+
+def test_more_of_a_gpu_never_loses_a_plan() -> None:
+    for sizes, dtype in itertools.product(CASES, DTYPES):
+        for less, more in [("L4", "RTX 4090"), ("H100", "B200")]:
+            if plan_gru_scan(dtype, GPUS[less], **sizes).reason is None:
+                assert plan_gru_scan(dtype, GPUS[more], **sizes).reason is None
+
+
+def test_the_gru_of_512_on_an_h200_as_computed_by_hand() -> None:
+    # One team of 64 blocks does 4 row tiles by 8 units, two teams half of that (128 blocks); four teams of 16 units
+    # and 32 blocks as much as two, and eight would be more than 64 rows have: the smaller team is taken.
+    got = plan_gru_scan(torch.bfloat16, GPUS["H200"], B=64, T=50, H=512)
+    assert (got.row_groups, got.unit_groups, got.rows, got.units) == (4, 32, 16, 16)
+    # 48 columns of 512 values and 16 of padding, 2 bytes each; 8 warps' sums; the carry; the barrier's verdict.
+    assert got.weight_bytes == 48 * 528 * 2
+    assert got.shared_bytes == 48 * 528 * 2 + 8 * 16 * 48 * 4 + 16 * 16 * 4 + 4
+    assert got.workspace_bytes == 3 * 64 * 512 * 2 + 5 * 4
+    assert (got.barriers_per_step, got.barriers) == (1, 50)
+
+
+def test_the_backward_of_1000_on_an_h200_as_computed_by_hand() -> None:
+    # 8 units: one team of 125 blocks and 5 row tiles; 16: two of 63, 3 row tiles; 32: four of 32, 2 row tiles, which
+    # costs 64 against 48 and 40.
+    got = plan_gru_scan(torch.bfloat16, GPUS["H200"], B=80, T=50, H=1000, reset_after=False, backward=True)
+    assert (got.row_groups, got.unit_groups, got.rows, got.units) == (1, 125, 80, 8)
+    # 8 columns of 3 times 1008 values, an odd number of sixteens, so without padding.
+    assert got.shared_bytes == 8 * 3024 * 2 + 8 * 80 * 8 * 4 + 80 * 8 * 4 + 4
+    assert got.workspace_bytes == 6 * 80 * 1008 * 2 + 2 * 4 + 80 * 50 * 3000 * 4
+    assert got.barriers == 100
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gpu", "H", "reason"),
+    [
+        (torch.bfloat16, GPUS["L4"], 1000, r"a block of 32 units needs \d+ bytes of shared memory, and has 101376"),
+        (torch.bfloat16, GPUS["H200"], 4500, "H = 4500 takes 141 blocks of 32 units, and 132 can be resident"),
+        (torch.float16, dataclasses.replace(GPUS["A100"], major=7, minor=5), 512, "this is 7.5"),
+        (torch.float16, dataclasses.replace(GPUS["A100"], registers_per_sm=32768), 512, "256 threads"),
+    ],
+)
+def test_what_cannot_be_one_launch_says_why(dtype: torch.dtype, gpu: DeviceLimits, H: int, reason: str) -> None:
+    assert re.search(reason, str(plan_gru_scan(dtype, gpu, B=64, T=50, H=H).reason))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "B", "message"), [(torch.float16, 0, "B must be positive"), (torch.float64, 1, "`dtype` must be float32")]
+)
+def test_a_wrong_question_is_an_error(dtype: torch.dtype, B: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan_gru_scan(dtype, GPUS["A100"], B=B, T=1, H=1)
