@@ -89,7 +89,8 @@ def cpu_extension() -> object:
 def cuda_extension() -> object | None:
     """The CUDA kernels, or None with the reason said where the user asked for them."""
     choice = wanted("RNNSEARCH_CUDA")
-    sources = sorted(glob.glob("csrc/cuda/**/*.cu", recursive=True))
+    binding = glob.glob("csrc/cuda/*.cpp")
+    sources = sorted([*glob.glob("csrc/cuda/**/*.cu", recursive=True), *binding]) if binding else []
     reason = None if choice is False else why_no_cuda(sources)
     if choice is False or reason is not None:
         if choice is True:
@@ -108,7 +109,7 @@ def why_no_cuda(sources: list[str]) -> str | None:
     from torch.utils.cpp_extension import CUDA_HOME
 
     if not sources:
-        return "there are no CUDA sources in csrc/cuda"
+        return "csrc/cuda has no binding of its kernels to torch"
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a build without CUDA"
     nvcc = shutil.which("nvcc", path=os.path.join(CUDA_HOME, "bin") if CUDA_HOME else None)

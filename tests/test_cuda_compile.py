@@ -1,0 +1,97 @@
+"""What every CUDA kernel costs: compiled by nvcc without a GPU, held to a budget of registers, no spills, tensor cores.
+
+``BUDGETS`` has a row for each kernel; one without a row fails. Their shared memory is dynamic, which the planner
+accounts for (test_planning.py), so none may be static. Two targets by default; ``RNNSEARCH_CUDA_TARGETS`` names
+others, as CI does: "80 86 89 90a 100 120".
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SOURCES = sorted((Path(__file__).parent.parent / "csrc" / "cuda").rglob("*.cu"))
+TARGETS = os.environ.get("RNNSEARCH_CUDA_TARGETS", "80 90a").split()
+# Registers of a thread, by kernel and storage. 256 threads leave 255 each; 16-bit kernels are to stay well below.
+BUDGETS = {
+    ("gru_scan", "float"): 168,
+    ("gru_scan", "__nv_bfloat16"): 112,
+    ("gru_scan", "__half"): 112,
+    ("gru_scan_backward", "float"): 168,
+    ("gru_scan_backward", "__nv_bfloat16"): 112,
+    ("gru_scan_backward", "__half"): 112,
+}
+
+nvcc = shutil.which("nvcc")
+if nvcc is None:
+    pytest.skip("nvcc is not there", allow_module_level=True)
+NVCC: str = nvcc
+
+
+@dataclass(frozen=True)
+class Cost:
+    entry: str
+    kernel: str
+    storage: str
+    registers: int
+    static_shared: int
+    spilled: int
+
+
+def costs(log: str) -> list[Cost]:
+    """From what ptxas says of each kernel; in a mangled name every name stands behind its length."""
+    found = []
+    for entry, said in re.findall(r"Compiling entry function '(\w+)'(.*?Used \d+ registers[^\n]*)", log, re.DOTALL):
+        name = re.match(r"_ZN9rnnsearch4cuda\d+([a-z_]+)I(?:\d+(__half|__nv_bfloat16)|f)", entry)
+        assert name is not None, f"a kernel of another form than name<storage, ...>: {entry}"
+        numbers = dict.fromkeys(("registers", "bytes smem", "bytes spill stores", "bytes spill loads"), 0)
+        for what in numbers:
+            if number := re.search(rf"(\d+) {what}", said):
+                numbers[what] = int(number[1])
+        registers, shared, *spills = numbers.values()
+        found.append(Cost(entry, name[1], name[2] or "float", registers, shared, sum(spills)))
+    return found
+
+
+def test_a_spill_in_the_compilers_words_is_seen() -> None:
+    log = """ptxas info    : Compiling entry function '_ZN9rnnsearch4cuda8gru_scanI6__halfLi1EEEvT_' for 'sm_90'
+ptxas info    : Function properties for _ZN9rnnsearch4cuda8gru_scanI6__halfLi1EEEvT_
+    8 bytes stack frame, 8 bytes spill stores, 4 bytes spill loads
+ptxas info    : Used 64 registers, used 1 barriers, 16 bytes smem"""
+    (cost,) = costs(log)
+    assert (cost.kernel, cost.storage, cost.registers) == ("gru_scan", "__half", 64)
+    assert (cost.static_shared, cost.spilled) == (16, 12)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("source", SOURCES, ids=[source.stem for source in SOURCES])
+def test_kernels_keep_to_their_budgets_and_multiply_on_tensor_cores(source: Path, target: str, tmp_path: Path) -> None:
+    cubin = tmp_path / "kernels.cubin"
+    flags = ["-cubin", "-O3", "-std=c++17", f"-arch=sm_{target}", "-Xptxas", "-v,-warn-spills"]
+    ran = subprocess.run([NVCC, *flags, str(source), "-o", str(cubin)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    found = costs(ran.stdout + ran.stderr)
+    assert found
+    for cost in found:
+        assert cost.registers <= BUDGETS[cost.kernel, cost.storage], cost
+        assert cost.spilled == 0 and cost.static_shared == 0, cost
+    if (disassembler := cuobjdump()) is None:
+        return
+    sass = subprocess.run([disassembler, "-sass", str(cubin)], capture_output=True, text=True, check=True).stdout
+    bodies = {body.split(None, 1)[0]: body for body in sass.split("Function : ")[1:]}
+    for cost in found:
+        assert ("HMMA" in bodies[cost.entry]) == (cost.storage != "float"), cost
+
+
+def cuobjdump() -> str | None:
+    """The disassembler of the toolkit, or the one that comes with Triton."""
+    triton = importlib.util.find_spec("triton")
+    bundled = Path(triton.origin).parent / "backends" / "nvidia" / "bin" if triton and triton.origin else None
+    return shutil.which("cuobjdump") or (shutil.which("cuobjdump", path=str(bundled)) if bundled else None)
