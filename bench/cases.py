@@ -143,8 +143,9 @@ def beam_search_case(weights: Weights, sentences: int, steps: int) -> Case:
     search = partial(beam_search, bos_id=BOS, eos_id=EOS, beam_size=w.beam_size, min_length=steps, max_length=steps)
 
     def theirs(eager: Eager, values: Tensor) -> Any:
+        # On a CUDA device too: what people write asks in every step which sentences are done.
         prepared = PreparedMemory(values, eager.key(values), None, None)
-        return search(EagerSearch(eager), state.to(values.dtype), prepared)[:2]
+        return search(EagerSearch(eager), state.to(values.dtype), prepared, engine="shrinking")[:2]
 
     def ours(model: RNNSearch, values: Tensor) -> Any:
         return search(model.step, state, model.decoder.prepare_memory(values))[:2]

@@ -21,7 +21,7 @@ import rnnsearch_kernels
 def command_line(program: str, description: str | None, *, quick: str, everything: str) -> argparse.ArgumentParser:
     """The flags that every benchmark has; ``quick`` and ``everything`` say what --quick and --all do here."""
     parser = argparse.ArgumentParser(prog=program, description=(description or "").split("\n\n")[0])
-    parser.add_argument("--workload", metavar="NAMES", help=f"of {', '.join(WORKLOADS)}; all by default")
+    parser.add_argument("--workload", metavar="NAMES", help=f"of {', '.join(WORKLOADS)}; all but speech16 by default")
     parser.add_argument("--backend", metavar="NAMES", help="which of our backends; all that can run by default")
     parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
@@ -48,6 +48,8 @@ def settled(
         parser.error(f"--device must be cpu or cuda; got {device}")
     if device.type == "cuda" and torch.cuda.device_count() <= (device.index or 0):
         parser.error(f"--device {device}: this torch sees no such CUDA device")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # events and streams are made on the current one
     reason = why_not_written(options.json) if options.json else None
     if reason:
         parser.error(f"--json: {reason}")

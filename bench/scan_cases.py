@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from baselines import Eager, compiled
+from baselines import Eager, compiled, graphed
 from cases import Case, Contender
 from costs import scan_cost
 from timing import Call, Cost
@@ -61,6 +61,10 @@ class CompiledStep(Eager):
         self.step = compiled(self.step)  # type: ignore[method-assign]
 
 
+# What a CUDA graph of a whole loop, and of its backward pass, is called in the tables.
+GRAPHED: dict[type[Eager], str] = {Eager: "graph", CompiledStep: "compile_graph"}
+
+
 def both(loop: Loop, leaves: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> list[Tensor]:
     """Results and gradients. The first leaves are the inputs, of which nothing is shared between calls."""
     results = loop(*inputs)
@@ -106,12 +110,15 @@ def scan_case(weights: Weights, *, backward: bool, reset_after: bool = True) -> 
     calls: dict[Contender, Call] = {}
     for dtype in settings.dtypes:
         if reset_after:
-            loops = [Eager, HoistedTraining]
-            if settings.everything and settings.compile and dtype == torch.float32:
+            on_gpu = settings.device.type == "cuda"
+            loops: list[type[Eager]] = [Eager, HoistedTraining]
+            if settings.everything and settings.compile and (on_gpu or dtype == torch.float32):
                 loops.append(CompiledStep)
             for loop in loops:
                 module = loop(trainable(dtype))
                 calls[Contender(loop.name, dtype)] = call(module, module, dtype)
+                if on_gpu and loop in GRAPHED:
+                    calls[Contender(GRAPHED[loop], dtype)] = graphed(call(module, module, dtype))
         for name in settings.able(dtype, "decoder_scan", "decoder_scan_backward"):
             decoder = trainable(dtype, name)
             calls[Contender(name, dtype)] = call(partial(fused, decoder), Eager(decoder), dtype)

@@ -36,7 +36,7 @@ LEGEND = """\
 median and quartiles of interleaved calls, keys and input gates included; × eager: the first row over this one;
 × products: this row over the same matrix products in the same dtype alone; outside: the share of its time that is not
 in the library's matrix products, of one profiled call; autocast: float32 parameters and inputs, products in bfloat16;
-peak: allocated through PyTorch during a call; ~ : the machine was noisy while this was measured"""
+peak: allocated through PyTorch during a call, without what a CUDA graph keeps; ~ : the machine was noisy meanwhile"""
 
 
 def arguments(given: Sequence[str] | None) -> tuple[argparse.Namespace, Settings, list[Workload]]:

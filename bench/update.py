@@ -20,7 +20,7 @@ PARTS = ("encoder", "decoder", "readout and loss", "backward", "optimizer")
 class Update:
     """One model and its batch; every call is an update and gives the milliseconds of each part."""
 
-    def __init__(self, workload: Workload, backend: str) -> None:
+    def __init__(self, workload: Workload, backend: str, device: torch.device) -> None:
         torch.manual_seed(5)
         w = workload
         config = RNNSearchConfig(
@@ -35,9 +35,12 @@ class Update:
         )
         self.model = RNNSearch(config, backend=backend)
         self.model.reset_parameters("xavier")
+        self.model.to(device)
+        self.device = device
         source = torch.randint(4, w.vocabulary_size, (w.batch, w.source_length))
         target = torch.randint(4, w.vocabulary_size, (w.batch, w.target_length))
         lengths = torch.full((w.batch,), w.source_length)
+        source, target, lengths = (x.to(device) for x in (source, target, lengths))
         self.batch = Batch(source, lengths, target, target, target.numel())
         self.optimizer = torch.optim.Adam(self.model.parameters())
         self.loss = float("nan")
@@ -46,6 +49,8 @@ class Update:
         self.model.decoder.register_forward_hook(lambda *_: self._mark())
 
     def _mark(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         self._marks.append(time.perf_counter())
 
     def __call__(self) -> list[float]:
@@ -65,7 +70,9 @@ class Update:
 
 def update_lines(workload: Workload, settings: Settings, rounds: int) -> Iterator[str]:
     """The table: every backend that can train, in turn, medians by part; losses must agree after every update."""
-    updates = {name: Update(workload, name) for name in settings.able(torch.float32, "decoder_scan_backward")}
+    updates = {
+        name: Update(workload, name, settings.device) for name in settings.able(torch.float32, "decoder_scan_backward")
+    }
     samples: dict[str, list[list[float]]] = {name: [] for name in updates}
     for round_ in range(rounds + 1):
         for name, update in updates.items():

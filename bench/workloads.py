@@ -24,6 +24,7 @@ class Workload:
     vocabulary_size: int
     beam_size: int
     decode_batches: tuple[int, ...] = (1,)
+    default: bool = True  # measured where no workload is named
 
     def __str__(self) -> str:
         return (
@@ -40,6 +41,7 @@ WORKLOADS: dict[str, Workload] = {workload.name: workload for workload in (
     Workload("small",  64,   64,  64, 512,  512,  512, 1024, 512,  8000,  5, decode_batches=(1, 16)),
     Workload("paper",  80,   50,  50, 620, 1000, 1000, 2000, 500, 30000, 12),
     Workload("speech",  4, 1500,  50, 512,  512,  512, 1024, 512,  1000,  8),
+    Workload("speech16", 16, 1500, 50, 512, 512, 512, 1024, 512,  1000,  8, default=False),  # speech on a GPU
 )}
 
 # What a step costs beside its arithmetic shows where there is hardly any: one row, at tiny's sizes.
@@ -48,9 +50,9 @@ OVERHEAD = Workload("overhead", 1, 25, 1, 256, 256, 256, 512, 256, 8000, 1)
 
 
 def named(names: str | None) -> list[Workload]:
-    """The workloads of a comma-separated list; all of them for None."""
+    """The workloads of a comma-separated list; those measured by default for None."""
     if names is None:
-        return list(WORKLOADS.values())
+        return [workload for workload in WORKLOADS.values() if workload.default]
     unknown = [name for name in names.split(",") if name not in WORKLOADS]
     if unknown:
         raise ValueError(f"a workload must be one of {list(WORKLOADS)}; got {unknown[0]!r}")

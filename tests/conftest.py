@@ -32,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     if config.getoption("--poison"):
         os.environ[POISON] = "1"
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS is an error there
 
 
 def let_the_interpreter_count() -> None:
