@@ -1,0 +1,156 @@
+// The gradients of gru_scan that the recurrence needs, T steps in one launch, last step first:
+//
+//   grad_n = δ (1 - z)(1 - n²)                δ = grad_state + grad_states_t
+//   grad_z = δ (s_{t-1} - n) z (1 - z)
+//   reset_after:  grad_r = grad_n u_n r (1 - r), grad_u = [grad_r, grad_z, grad_n r];       one grid barrier a step
+//                 grad_state = δ z + state_mask ∘ Uᵀ grad_u
+//   otherwise:    q = U_nᵀ grad_n, grad_r = q d r (1 - r), grad_u = [grad_r, grad_z, grad_n]; two
+//                 grad_state = δ z + state_mask ∘ (q r + U_rzᵀ [grad_r, grad_z])
+//
+// A block owns units as in the forward kernel and keeps their columns of U. The gradients of the weight and the bias
+// are products and sums of grad_hidden after the launch.
+#pragma once
+
+#include "gru.h"
+
+namespace rnnsearch::cuda {
+
+template <typename Storage>
+struct GruScanBackwardArguments {
+  GruShape shape;
+  const float* grad_states;      // (B, T, H)
+  const float* state;            // (B, H)
+  const Storage* hidden_weight;  // (3H, H)
+  const float* state_mask;       // (B, H) or null
+  const float* states;           // (B, T, H)
+  const float* gates;            // (B, T, 4H)
+  void* grad_input_gates;        // (B, T, 3H), Storage or float
+  bool input_is_storage;
+  float* grad_hidden;  // (B, T, 3H): the gradient of u
+  float* grad_state;   // (B, H)
+  Storage* exchange;   // (2, B, 3 padded_depth(H)): the gradient of u of even and odd steps
+  uint32_t* barriers;  // (row_groups + 1,), zero
+  uint32_t spin_limit;
+};
+
+template <typename Storage>
+struct GruScanBackwardShared {
+  int stride;
+  size_t products, carry, verdict, bytes;
+
+  RNNSEARCH_BOTH GruScanBackwardShared(const GruShape& shape, int threads) {
+    stride = column_stride<Storage>(3 * padded_depth(shape.H));
+    products = size_t(shape.units) * stride * sizeof(Storage);
+    carry = products + size_t(threads / 32) * shape.rows * shape.units * sizeof(float);
+    verdict = carry + size_t(shape.rows) * shape.units * sizeof(float);
+    bytes = verdict + sizeof(uint32_t);
+  }
+};
+
+template <typename Storage, int TILES>
+RNNSEARCH_KERNEL void gru_scan_backward(GruScanBackwardArguments<Storage> a) {
+  const GruShape& shape = a.shape;
+  const GruPart part(shape);
+  const int H = shape.H, depth = padded_depth(H), units = 8 * TILES;
+  const GruScanBackwardShared<Storage> layout(shape, thread_count());
+  char* shared = shared_memory();
+  Storage* weights = reinterpret_cast<Storage*>(shared);
+  float* products = reinterpret_cast<float*>(shared + layout.products);
+  float* carry = reinterpret_cast<float*>(shared + layout.carry);
+  GridBarrier barrier{a.barriers + block_index() / shape.unit_groups, a.barriers + shape.row_groups,
+                      static_cast<uint32_t>(shape.unit_groups), a.spin_limit,
+                      reinterpret_cast<uint32_t*>(shared + layout.verdict)};
+  const size_t parity = size_t(shape.B) * 3 * depth;
+
+  for (int i = thread_index(); i < units * 3 * depth; i += thread_count()) {
+    const int unit = i % units, k = i / units, gate = k / depth, from = k % depth;
+    const bool real = unit < part.units && from < H;
+    weights[size_t(unit) * layout.stride + k] =
+        real ? a.hidden_weight[(size_t(gate) * H + from) * H + part.first_unit + unit] : from_float<Storage>(0);
+  }
+  if (block_index() % shape.unit_groups == 0) {
+    for (int i = 0; i < 2; ++i) zero_depth_padding(a.exchange + i * parity, part, H, 3);
+  }
+  const int items = part.rows * part.units;
+  for (int i = thread_index(); i < items; i += thread_count()) carry[i] = 0;
+
+  for (int step = shape.T - 1; step >= 0; --step) {
+    Storage* const exchange = a.exchange + step % 2 * parity;
+    for (int i = thread_index(); i < items; i += thread_count()) {
+      const size_t row = part.first_row + i / part.units, unit = part.first_unit + i % part.units;
+      const StepOfRow at(shape, static_cast<int>(row), step);
+      const size_t cell = row * shape.T + at.time;
+      float grad_r = 0, grad_z = 0, grad_n = 0, grad_u_n = 0;
+      if (at.within) {
+        const float* gates = a.gates + cell * 4 * H + unit;
+        const float r = gates[0], z = gates[H], n = gates[2 * H], u_n = gates[3 * H];
+        const float old = old_state(shape, a.state, a.states, row, step, unit);
+        const float total = carry[i] + a.grad_states[cell * H + unit];
+        grad_n = total * (1 - z) * (1 - n * n);
+        grad_z = total * (old - n) * z * (1 - z);
+        grad_u_n = grad_n;
+        if (shape.reset_after) {
+          grad_r = grad_n * u_n * r * (1 - r);
+          grad_u_n = grad_n * r;
+        }
+        carry[i] = total * z;
+      }
+      store_float<Storage>(a.grad_input_gates, a.input_is_storage, cell * 3 * H + H + unit, grad_z);
+      store_float<Storage>(a.grad_input_gates, a.input_is_storage, cell * 3 * H + 2 * H + unit, grad_n);
+      float* const grad_hidden = a.grad_hidden + cell * 3 * H + unit;
+      grad_hidden[H] = grad_z;
+      grad_hidden[2 * H] = grad_u_n;
+      Storage* const out = exchange + row * 3 * depth + unit;
+      out[depth] = from_float<Storage>(grad_z);
+      out[2 * depth] = from_float<Storage>(grad_u_n);
+      if (shape.reset_after) {
+        store_float<Storage>(a.grad_input_gates, a.input_is_storage, cell * 3 * H + unit, grad_r);
+        grad_hidden[0] = grad_r;
+        out[0] = from_float<Storage>(grad_r);
+      }
+    }
+    if (!barrier.wait(step, 0)) return;
+
+    const Storage* const left = exchange + size_t(part.first_row) * 3 * depth;
+    if (!shape.reset_after) {
+      row_products<TILES>(left + 2 * depth, 3 * depth, part.rows, depth, weights + 2 * depth, layout.stride, products,
+                          units);
+      block_barrier();
+      for (int i = thread_index(); i < items; i += thread_count()) {
+        const int local_row = i / part.units, local_unit = i % part.units;
+        const size_t row = part.first_row + local_row, unit = part.first_unit + local_unit;
+        const StepOfRow at(shape, static_cast<int>(row), step);
+        const size_t cell = row * shape.T + at.time;
+        float grad_r = 0;
+        if (at.within) {
+          const float mask = a.state_mask ? a.state_mask[row * H + unit] : 1;
+          const float old = old_state(shape, a.state, a.states, row, step, unit);
+          const float r = a.gates[cell * 4 * H + unit];
+          const float grad_reset = product_at(products, part.rows, units, local_row, local_unit);
+          grad_r = grad_reset * mask * old * r * (1 - r);
+          carry[i] += mask * grad_reset * r;
+        }
+        store_float<Storage>(a.grad_input_gates, a.input_is_storage, cell * 3 * H + unit, grad_r);
+        a.grad_hidden[cell * 3 * H + unit] = grad_r;
+        exchange[row * 3 * depth + unit] = from_float<Storage>(grad_r);
+      }
+      if (!barrier.wait(step, 1)) return;
+    }
+    row_products<TILES>(left, 3 * depth, part.rows, (shape.reset_after ? 3 : 2) * depth, weights, layout.stride,
+                        products, units);
+    block_barrier();
+    for (int i = thread_index(); i < items; i += thread_count()) {
+      const int local_row = i / part.units, local_unit = i % part.units;
+      const size_t row = part.first_row + local_row, unit = part.first_unit + local_unit;
+      const float mask = a.state_mask ? a.state_mask[row * H + unit] : 1;
+      if (StepOfRow(shape, static_cast<int>(row), step).within) {
+        carry[i] += mask * product_at(products, part.rows, units, local_row, local_unit);
+      }
+    }
+  }
+  for (int i = thread_index(); i < items; i += thread_count()) {
+    a.grad_state[size_t(part.first_row + i / part.units) * H + part.first_unit + i % part.units] = carry[i];
+  }
+}
+
+}  // namespace rnnsearch::cuda

@@ -1,0 +1,40 @@
+// What a kernel may use of the machine. The same kernel sources compile with nvcc for a GPU and with a host compiler
+// for tests: they know only these names, and every difference between the two lives in the header chosen here.
+//
+//   thread_index() thread_count() block_index() block_count()    the launch, one dimension each; 32 threads a warp
+//   shared_memory()                                               the block's shared memory, 16-byte aligned
+//   block_barrier()                                               __syncthreads
+//   add_release(p, n)  load_acquire(p)  exchange_if_zero(p, v)    atomics of the whole grid
+//   load_fresh(p)                                                 a load that sees what other blocks wrote (no L1)
+//   load_shared(p)                                                two words or four floats of shared memory
+//   mma_m16n8k16(d, a, b)                                         tensor-core product of a warp, float32 sums
+//   warp_sum(x)  warp_max(x)                                      over the 32 lanes, on every lane
+//   launch_cooperative(kernel, arguments, shape, stream)          all blocks resident, or an error and no launch
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace rnnsearch::cuda {
+
+// Four 16-bit values, or two floats: what a lane loads at once.
+struct alignas(8) Words2 {
+  uint32_t x, y;
+};
+
+struct alignas(16) Floats4 {
+  float x, y, z, w;
+};
+
+struct LaunchShape {
+  int blocks, threads;
+  size_t shared_bytes;
+};
+
+}  // namespace rnnsearch::cuda
+
+#ifdef __CUDACC__
+#include "platform_device.h"
+#else
+#include "platform_host.h"
+#endif

@@ -1,0 +1,233 @@
+// platform.h for tests without a GPU (C++20): one std::thread per CUDA thread, real barriers, real races.
+//
+// Two switches break it on purpose, so that a test can show that a mistake would be seen:
+//   RNNSEARCH_SKIP_BLOCK_BARRIER=n   the n-th block_barrier() of every thread does nothing
+//   RNNSEARCH_RELAXED_ATOMICS        the grid's atomics order nothing else
+#pragma once
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <random>
+#include <thread>
+#include <vector>
+
+#define RNNSEARCH_KERNEL
+#define RNNSEARCH_DEVICE inline
+#define RNNSEARCH_BOTH inline
+#define RNNSEARCH_UNROLL(times)
+
+namespace rnnsearch::cuda {
+
+// What a launch's order of blocks is drawn from: tests set it.
+struct Stream {
+  unsigned seed = 0;
+};
+
+struct bfloat16 {
+  uint16_t bits;
+};
+using float16 = _Float16;
+
+namespace host {
+
+// Not std::barrier: its waiters share tables across barriers, which hides races between blocks from ThreadSanitizer.
+class Barrier {
+ public:
+  explicit Barrier(int threads) { pthread_barrier_init(&barrier_, nullptr, threads); }
+  ~Barrier() { pthread_barrier_destroy(&barrier_); }
+  Barrier(const Barrier&) = delete;
+  void wait() { pthread_barrier_wait(&barrier_); }
+
+ private:
+  pthread_barrier_t barrier_;
+};
+
+struct Warp {
+  Barrier barrier{32};
+  uint32_t words[32][6];
+  float floats[32];
+};
+
+struct Block {
+  Block(int threads, size_t shared_bytes)
+      : barrier(threads), warps(threads / 32), shared(new (std::align_val_t(16)) char[shared_bytes]) {
+    std::memset(shared, 0xff, shared_bytes);  // NaN: shared memory holds nothing of use at the start
+  }
+  ~Block() { ::operator delete[](shared, std::align_val_t(16)); }
+
+  Barrier barrier;
+  std::vector<Warp> warps;
+  char* shared;
+};
+
+struct Thread {
+  int thread, threads, block, blocks;
+  Block* home;
+  int barriers = 0;
+};
+inline thread_local Thread* self = nullptr;
+
+inline Warp& warp() { return self->home->warps[self->thread / 32]; }
+
+#ifdef RNNSEARCH_RELAXED_ATOMICS
+constexpr auto release = std::memory_order_relaxed, acquire = std::memory_order_relaxed;
+#else
+constexpr auto release = std::memory_order_release, acquire = std::memory_order_acquire;
+#endif
+
+}  // namespace host
+
+inline int thread_index() { return host::self->thread; }
+inline int thread_count() { return host::self->threads; }
+inline int block_index() { return host::self->block; }
+inline int block_count() { return host::self->blocks; }
+inline char* shared_memory() { return host::self->home->shared; }
+inline void pause() { std::this_thread::yield(); }
+
+inline void block_barrier() {
+#ifdef RNNSEARCH_SKIP_BLOCK_BARRIER
+  if (++host::self->barriers == RNNSEARCH_SKIP_BLOCK_BARRIER) return;
+#endif
+  host::self->home->barrier.wait();
+}
+
+inline void add_release(uint32_t* address, uint32_t value) {
+  std::atomic_ref<uint32_t>(*address).fetch_add(value, host::release);
+}
+
+inline uint32_t load_acquire(const uint32_t* address) {
+  return std::atomic_ref<uint32_t>(*const_cast<uint32_t*>(address)).load(host::acquire);
+}
+
+inline void exchange_if_zero(uint32_t* address, uint32_t value) {
+  uint32_t zero = 0;
+  std::atomic_ref<uint32_t>(*address).compare_exchange_strong(zero, value);
+}
+
+template <typename T>
+T load_fresh(const T* p) {
+  return *p;
+}
+inline Words2 load_fresh(const Words2* p) {
+  Words2 words;  // the memory holds 16-bit values
+  std::memcpy(&words, p, sizeof words);
+  return words;
+}
+inline Floats4 load_fresh(const Floats4* p) {
+  Floats4 floats;
+  std::memcpy(&floats, p, sizeof floats);
+  return floats;
+}
+
+template <typename T>
+T load_shared(const T* p) {
+  return load_fresh(p);
+}
+
+inline float to_float(float x) { return x; }
+inline float to_float(float16 x) { return static_cast<float>(x); }
+inline float to_float(bfloat16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+template <typename T>
+T from_float(float x) {
+  return static_cast<T>(x);
+}
+template <>
+inline bfloat16 from_float<bfloat16>(float x) {
+  if (x != x) return {0x7fc0};
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+
+namespace host {
+
+template <typename T>
+float half_word(uint32_t word, int part) {
+  const uint16_t bits = static_cast<uint16_t>(word >> (16 * part));
+  T value;
+  std::memcpy(&value, &bits, sizeof value);
+  return to_float(value);
+}
+
+}  // namespace host
+
+// d += a b in the fragment layout of the PTX manual: lane = 4 g + q holds rows g and g + 8 of a, column g of b.
+template <typename T>
+void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  host::Warp& warp = host::warp();
+  const int lane = thread_index() % 32;
+  std::copy(a, a + 4, warp.words[lane]);
+  std::copy(b, b + 2, warp.words[lane] + 4);
+  warp.barrier.wait();
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      const uint32_t left = warp.words[4 * (row % 8) + k % 8 / 2][row / 8 + 2 * (k / 8)];
+      const uint32_t right = warp.words[4 * column + k % 8 / 2][4 + k / 8];
+      d[i] += host::half_word<T>(left, k % 2) * host::half_word<T>(right, k % 2);
+    }
+  }
+  warp.barrier.wait();
+}
+
+namespace host {
+
+template <typename Combine>
+float warp_reduce(float x, Combine combine) {
+  Warp& exchange = warp();
+  const int lane = thread_index() % 32;
+  for (int offset = 16; offset > 0; offset /= 2) {
+    exchange.floats[lane] = x;
+    exchange.barrier.wait();
+    x = combine(x, exchange.floats[lane ^ offset]);
+    exchange.barrier.wait();
+  }
+  return x;
+}
+
+}  // namespace host
+
+inline float warp_sum(float x) {
+  return host::warp_reduce(x, [](float a, float b) { return a + b; });
+}
+inline float warp_max(float x) {
+  return host::warp_reduce(x, [](float a, float b) { return std::fmax(a, b); });
+}
+
+template <typename Arguments>
+const char* launch_cooperative(void (*kernel)(Arguments), Arguments arguments, LaunchShape shape, Stream stream) {
+  std::vector<std::unique_ptr<host::Block>> blocks;
+  for (int i = 0; i < shape.blocks; ++i) {
+    blocks.push_back(std::make_unique<host::Block>(shape.threads, shape.shared_bytes));
+  }
+  std::vector<int> order(shape.blocks);
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), std::mt19937(stream.seed));
+  std::vector<std::thread> threads;
+  for (int block : order) {
+    for (int thread = 0; thread < shape.threads; ++thread) {
+      threads.emplace_back([&, block, thread] {
+        host::Thread here{thread, shape.threads, block, shape.blocks, blocks[block].get()};
+        host::self = &here;
+        kernel(arguments);
+      });
+    }
+  }
+  for (std::thread& thread : threads) thread.join();
+  return nullptr;
+}
+
+}  // namespace rnnsearch::cuda

@@ -1,0 +1,142 @@
+// gru_scan, forward and backward, as the GPU's kernels run on the host: sizes and tensors in at standard input, results
+// out at standard output, both raw. test_cuda_host.py writes and reads it. Buffers start as NaN and are exactly as
+// large as promised, so that an unwritten element or a step too far shows.
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <vector>
+
+#include "launch_gru.h"
+
+using namespace rnnsearch::cuda;
+
+namespace {
+
+struct Header {
+  int32_t storage, backward, B, T, H, rows, units, threads, reverse, reset_after, bias, lengths, mask, input_storage,
+      seed, spin_limit, missing_blocks;
+};
+
+void check(bool good, const char* what) {
+  if (!good) {
+    std::fprintf(stderr, "%s\n", what);
+    std::exit(2);
+  }
+}
+
+template <typename T>
+std::vector<T> read(size_t count) {
+  std::vector<T> values(count);
+  check(std::fread(values.data(), sizeof(T), count, stdin) == count, "the input ends early");
+  return values;
+}
+
+template <typename T>
+std::vector<T> read_as(size_t count) {
+  std::vector<T> values;
+  for (float value : read<float>(count)) values.push_back(from_float<T>(value));
+  return values;
+}
+
+template <typename T>
+void write(const std::vector<T>& values) {
+  std::vector<float> floats;
+  for (T value : values) floats.push_back(to_float(value));
+  std::fwrite(floats.data(), sizeof(float), floats.size(), stdout);
+}
+
+template <typename T>
+std::vector<T> poisoned(size_t count) {
+  return std::vector<T>(count, from_float<T>(std::numeric_limits<float>::quiet_NaN()));
+}
+
+template <typename T>
+const T* or_null(const std::vector<T>& values) {
+  return values.empty() ? nullptr : values.data();
+}
+
+template <typename Storage, typename Input>
+int run(const Header& h) {
+  const size_t cells = size_t(h.B) * h.T;
+  const auto lengths = read<int64_t>(h.lengths ? h.B : 0);
+  GruShape shape{h.B,
+                 h.T,
+                 h.H,
+                 h.rows,
+                 (h.B + h.rows - 1) / h.rows,
+                 h.units,
+                 (h.H + h.units - 1) / h.units,
+                 h.reverse != 0,
+                 h.reset_after != 0,
+                 or_null(lengths)};
+  const auto state = read<float>(size_t(h.B) * h.H);
+  const auto weight = read_as<Storage>(size_t(3) * h.H * h.H);
+  const auto mask = read<float>(h.mask ? size_t(h.B) * h.H : 0);
+  std::vector<uint32_t> barriers(shape.row_groups + 1, 0);
+  const bool input_is_storage = h.input_storage != 0;
+  const Stream stream{static_cast<unsigned>(h.seed)};
+  // A team that waits for a block which is not there: the barrier must end it.
+  const auto launched = [&](const char* error) {
+    check(error == nullptr, error ? error : "");
+    const uint32_t stopped = barriers.back();
+    if (stopped)
+      std::fprintf(stderr, "stopped at step %d, phase %d\n", Stopped::step(stopped), Stopped::phase(stopped));
+    return stopped ? 3 : 0;
+  };
+  if (!h.backward) {
+    const auto bias = read_as<Storage>(h.bias ? size_t(3) * h.H : 0);
+    const auto input = read_as<Input>(cells * 3 * h.H);
+    auto states = poisoned<float>(cells * h.H), gates = poisoned<float>(cells * 4 * h.H);
+    auto exchange = poisoned<Storage>(size_t(3) * h.B * padded_depth(h.H));
+    if (h.missing_blocks) barriers[0] = static_cast<uint32_t>(-h.missing_blocks);
+    const GruScanArguments<Storage> arguments{shape,           input.data(),    input_is_storage,
+                                              state.data(),    weight.data(),   or_null(bias),
+                                              or_null(mask),   states.data(),   gates.data(),
+                                              exchange.data(), barriers.data(), static_cast<uint32_t>(h.spin_limit)};
+    const int status = launched(launch_gru_scan(arguments, h.threads, stream));
+    write(states);
+    write(gates);
+    return status;
+  }
+  const auto grad_states = read<float>(cells * h.H), states = read<float>(cells * h.H),
+             gates = read<float>(cells * 4 * h.H);
+  auto grad_input = poisoned<Input>(cells * 3 * h.H);
+  auto grad_hidden = poisoned<float>(cells * 3 * h.H), grad_state = poisoned<float>(size_t(h.B) * h.H);
+  auto exchange = poisoned<Storage>(size_t(2) * h.B * 3 * padded_depth(h.H));
+  const GruScanBackwardArguments<Storage> arguments{shape,
+                                                    grad_states.data(),
+                                                    state.data(),
+                                                    weight.data(),
+                                                    or_null(mask),
+                                                    states.data(),
+                                                    gates.data(),
+                                                    grad_input.data(),
+                                                    input_is_storage,
+                                                    grad_hidden.data(),
+                                                    grad_state.data(),
+                                                    exchange.data(),
+                                                    barriers.data(),
+                                                    static_cast<uint32_t>(h.spin_limit)};
+  const int status = launched(launch_gru_scan_backward(arguments, h.threads, stream));
+  write(grad_input);
+  write(grad_hidden);
+  write(grad_state);
+  return status;
+}
+
+template <typename Storage>
+int run_storage(const Header& header) {
+  return header.input_storage ? run<Storage, Storage>(header) : run<Storage, float>(header);
+}
+
+}  // namespace
+
+int main() {
+  const Header header = read<Header>(1)[0];
+#ifndef ONLY_BFLOAT16  // the sanitizers' builds
+  if (header.storage == 0) return run_storage<float>(header);
+  if (header.storage == 2) return run_storage<float16>(header);
+#endif
+  check(header.storage == 1, "built for bfloat16 alone");
+  return run_storage<bfloat16>(header);
+}

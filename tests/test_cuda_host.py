@@ -1,0 +1,196 @@
+"""The CUDA kernels without a GPU: their sources compiled as host C++, one thread per CUDA thread, real barriers.
+
+Values and gradients against the reference in float64, and the same runs under ThreadSanitizer, AddressSanitizer and
+UndefinedBehaviorSanitizer. Blocks start in an order drawn from a seed; every buffer starts as NaN.
+"""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tolerances import HOST_KERNELS
+from torch import Tensor
+
+from rnnsearch_kernels.reference import gru
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPILER = shutil.which("g++")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
+
+BUILDS = {
+    "plain": [],
+    "thread": ["-fsanitize=thread", "-g1", "-DONLY_BFLOAT16"],
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-DONLY_BFLOAT16"],
+    "no block barrier": ["-fsanitize=thread", "-g1", "-DONLY_BFLOAT16", "-DRNNSEARCH_SKIP_BLOCK_BARRIER=4"],
+    "relaxed grid barrier": ["-fsanitize=thread", "-g1", "-DONLY_BFLOAT16", "-DRNNSEARCH_RELAXED_ATOMICS"],
+}
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    made: dict[str, Path] = {}
+    directory = tmp_path_factory.mktemp("cuda_host")
+
+    def program(name: str) -> Path:
+        if name not in made:
+            out = directory / name.replace(" ", "_")
+            source = ROOT / "tests" / "cuda_host" / "gru_scan_host.cpp"
+            command = ["g++", "-std=c++20", "-O1", "-Wall", "-Wextra", "-pthread", *BUILDS[name]]
+            subprocess.run([*command, "-I", str(ROOT / "csrc" / "cuda"), str(source), "-o", str(out)], check=True)
+            made[name] = out
+        return made[name]
+
+    return program
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes and how the launch divides them: ``rows`` of the batch a team, ``units`` a block."""
+
+    dtype: torch.dtype = torch.bfloat16
+    reset_after: bool = True
+    B: int = 3
+    T: int = 3
+    H: int = 10
+    rows: int = 2
+    units: int = 8
+    threads: int = 64
+    reverse: bool = False
+    plain: bool = False  # neither bias, lengths, mask nor input in the storage type
+    seed: int = 0
+    spin_limit: int = 1 << 30
+    missing_blocks: int = 0
+
+
+class Values:
+    """Inputs drawn for a case, rounded to what the kernel is given and held in float64, and runs on them."""
+
+    def __init__(self, case: Case) -> None:
+        generator = torch.Generator().manual_seed(case.seed)
+
+        def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.randn(shape, generator=generator).to(dtype).double()
+
+        self.case, H = case, case.H
+        self.input_dtype = torch.float32 if case.plain else case.dtype
+        self.input_gates = draw(case.B, case.T, 3 * H, dtype=self.input_dtype)
+        self.state = draw(case.B, H).tanh().float().double()
+        self.weight = (draw(3 * H, H) / H**0.5).to(case.dtype).double()
+        self.bias = None if case.plain else draw(3 * H, dtype=case.dtype)
+        self.lengths = None if case.plain else torch.arange(case.B) % (case.T + 1)
+        self.mask = None if case.plain else (draw(case.B, H) > 0).double() * 2
+        self.grad_states = draw(case.B, case.T, H)
+
+    def header(self, backward: bool) -> bytes:
+        case = self.case
+        numbers = (
+            *(DTYPES.index(case.dtype), backward, case.B, case.T, case.H, case.rows, case.units, case.threads),
+            *(case.reverse, case.reset_after, not case.plain, not case.plain, not case.plain, not case.plain),
+            *(case.seed, case.spin_limit, case.missing_blocks),
+        )
+        lengths = b"" if self.lengths is None else self.lengths.numpy().tobytes()
+        return struct.pack(f"{len(numbers)}i", *map(int, numbers)) + lengths
+
+    def run(self, program: Path, *tensors: Tensor | None, backward: bool) -> subprocess.CompletedProcess[bytes]:
+        data = b"".join(t.float().contiguous().numpy().tobytes() for t in tensors if t is not None)
+        return subprocess.run([program], input=self.header(backward) + data, capture_output=True, timeout=300)
+
+    def forward(self, program: Path) -> subprocess.CompletedProcess[bytes]:
+        tensors = (self.state, self.weight, self.mask, self.bias, self.input_gates)
+        return self.run(program, *tensors, backward=False)
+
+    def truth(self) -> tuple[Tensor, Tensor]:
+        case = self.case
+        return gru.gru_scan(
+            self.input_gates,
+            self.state,
+            self.mask,
+            self.weight,
+            self.bias,
+            self.lengths,
+            case.reverse,
+            case.reset_after,
+        )
+
+    def backward(self, program: Path) -> subprocess.CompletedProcess[bytes]:
+        states, gates = self.truth()
+        return self.run(program, self.state, self.weight, self.mask, self.grad_states, states, gates, backward=True)
+
+    def backward_truth(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        case = self.case
+        states, gates = self.truth()
+        return gru.gru_scan_backward(
+            *(self.grad_states, self.input_gates, self.state, self.mask, self.weight, self.lengths, states, gates),
+            *(case.reverse, case.reset_after),
+        )
+
+
+def results(run: subprocess.CompletedProcess[bytes], *shapes: tuple[int, ...]) -> list[Tensor]:
+    assert run.returncode == 0, run.stderr.decode()
+    flat = torch.frombuffer(bytearray(run.stdout), dtype=torch.float32).double()
+    parts = flat.split([torch.Size(shape).numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+CASES = [Case(dtype, reset_after, reverse=reset_after) for dtype in DTYPES for reset_after in (True, False)] + [
+    Case(reset_after=False, plain=True, reverse=True, B=10, H=20, rows=10, units=16, seed=1),
+    Case(B=9, H=33, rows=9, units=32, threads=32, T=2, seed=2),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gru_scan_is_the_reference(case: Case, build: Any) -> None:
+    values = Values(case)
+    shapes = ((case.B, case.T, case.H), (case.B, case.T, 4 * case.H))
+    for got, wanted in zip(results(values.forward(build("plain")), *shapes), values.truth(), strict=True):
+        torch.testing.assert_close(got, wanted, **HOST_KERNELS[case.dtype])
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gru_scan_backward_is_the_reference(case: Case, build: Any) -> None:
+    values = Values(case)
+    cell = (case.B, case.T, 3 * case.H)
+    run = values.backward(build("plain"))
+    grad_input, grad_hidden, grad_state = results(run, cell, cell, (case.B, case.H))
+    wanted_input, wanted_state, _, wanted_bias = values.backward_truth()
+    got = (grad_input, grad_state, grad_hidden.sum((0, 1)))
+    for one, wanted in zip(got, (wanted_input, wanted_state, wanted_bias), strict=True):
+        torch.testing.assert_close(one, wanted, **HOST_KERNELS[case.dtype])
+
+
+def test_the_order_of_the_blocks_changes_no_bit(build: Any) -> None:
+    runs = set()
+    for seed in range(3):
+        values = Values(Case(reset_after=False))
+        values.case = Case(reset_after=False, seed=seed)
+        runs.add((values.forward(build("plain")).stdout, values.backward(build("plain")).stdout))
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize("sanitizer", ["thread", "address"])
+def test_no_race_no_stray_access(sanitizer: str, reset_after: bool, build: Any) -> None:
+    values = Values(Case(reset_after=reset_after, T=2, threads=32, rows=3))
+    for run in (values.forward(build(sanitizer)), values.backward(build(sanitizer))):
+        assert run.returncode == 0, run.stderr.decode()[-4000:]
+
+
+@pytest.mark.parametrize("broken", ["no block barrier", "relaxed grid barrier"])
+def test_a_barrier_taken_away_is_a_race_that_shows(broken: str, build: Any) -> None:
+    run = Values(Case(T=2, rows=3)).forward(build(broken))
+    # ThreadSanitizer ends what had a race with 66.
+    assert run.returncode == 66 and b"data race" in run.stderr, run.stderr.decode()[-4000:]
+
+
+def test_a_barrier_that_waits_for_nobody_ends_and_says_where(build: Any) -> None:
+    run = Values(Case(rows=3, spin_limit=1000, missing_blocks=1)).forward(build("plain"))
+    assert run.returncode == 3
+    assert run.stderr.decode().strip() == "stopped at step 0, phase 0"
