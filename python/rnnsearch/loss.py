@@ -14,8 +14,8 @@ WAYS = ("auto", "logits", "chunked")
 # torch >= 2.13 has it; what it cannot do (label smoothing) is made of what it can.
 HAS_CHUNKED = hasattr(F, "linear_cross_entropy") and hasattr(torch.nn, "LinearCrossEntropyOptions")
 
-# Logits of so many values at a time, 64 MB in float32. torch's own choice, much smaller, was a third slower at the
-# paper's sizes on a CPU, where every piece reads and writes the whole weight gradient.
+# Logits of so many values at a time, 64 MB in float32. torch's own choice, much smaller, was slower than plain
+# cross-entropy at the paper's sizes on a CPU, where every piece reads and writes the whole weight gradient.
 PIECE = 2**24
 
 
