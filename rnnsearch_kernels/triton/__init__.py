@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from .graphs import run_loop
+
 # Op -> the module of this package that holds the launcher of that name.
 MODULES: dict[str, str] = {
     "additive_attention": "attention",
@@ -26,6 +28,9 @@ MODULES: dict[str, str] = {
     "gru_scan_backward": "gru_scan_backward",
     "vocabulary_topk": "vocabulary",
 }
+
+# Loops over steps, whose launches become one CUDA graph.
+LOOPS = ("decoder_scan", "decoder_scan_backward", "gru_scan", "gru_scan_backward")
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -52,7 +57,11 @@ def _launcher(op: str, module: str) -> Callable[..., Any]:
     def launch(*args: Any) -> Any:
         return getattr(importlib.import_module(f"{__name__}.{module}"), op)(*args)
 
-    return launch
+    def kernel(*args: Any) -> Any:
+        with torch.cuda.device_of(args[0]):  # Triton launches on the current device
+            return run_loop(op, launch, args) if op in LOOPS else launch(*args)
+
+    return kernel
 
 
 KERNELS: dict[str, Callable[..., Any]] = {op: _launcher(op, module) for op, module in MODULES.items()}
