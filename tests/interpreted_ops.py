@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 import rnnsearch_kernels as rk
+from rnnsearch_kernels.autograd import BACKWARD
 from rnnsearch_kernels.ops import overload_of
 from rnnsearch_kernels.schema import BY_NAME
 from rnnsearch_kernels.selftest import (
@@ -22,8 +25,11 @@ from rnnsearch_kernels.selftest import (
 (TRITON,) = (backend for backend in rk.list_backends() if backend.name == "triton")
 
 
-@pytest.mark.parametrize("outcome", list(check(TRITON, "cpu")), ids=lambda outcome: f"{outcome.op}-{outcome.dtype}")
-def test_an_op_holds_against_the_reference(outcome):
+@pytest.mark.parametrize("dtype", TRITON.dtypes, ids=str)
+@pytest.mark.parametrize("op", [op for op in TRITON.ops if not op.endswith("_backward")])
+def test_an_op_holds_against_the_reference(op, dtype):
+    kernels = {name: TRITON.kernels[name] for name in (op, BACKWARD.get(op)) if name is not None}
+    (outcome,) = check(dataclasses.replace(TRITON, dtypes=(dtype,), kernels=kernels), "cpu")
     assert outcome.complaint is None, outcome.complaint
 
 
@@ -51,3 +57,32 @@ def test_sizes_beside_the_blocks(sizes):
     for name in ("additive_attention", "decoder_step", "decoder_scan"):
         found = ratios(name, wanted="all", sizes=sizes, absent=INFERENCE_ONLY)
         assert max(found.values()) <= 1, (name, found)
+
+
+@pytest.mark.parametrize("name", ["additive_attention", "decoder_scan"])
+def test_twice_gives_the_same_bits_whatever_the_strides_and_the_padding_hold(name):
+    op = BY_NAME[name]
+    sizes = {**SIZES, "T": 2}
+    args = example(op, sizes=sizes, absent=INFERENCE_ONLY)
+    wanted = differentiable_arguments(op, args)
+    first = values_and_grads(overload_of(name, "triton"), args, wanted)
+    padded = args["key_padding_mask"]
+    for given in ("keys", "memory"):
+        spoilt = args[given].masked_fill(padded[..., None], float("nan"))
+        args[given] = torch.empty(spoilt.shape[1], spoilt.shape[0], 2 * spoilt.shape[2])[..., ::2].transpose(0, 1)
+        args[given].copy_(spoilt)
+    second = values_and_grads(overload_of(name, "triton"), args, wanted)
+    assert all(torch.equal(value, second[result]) for result, value in first.items())
+
+
+@pytest.mark.parametrize("name", ["additive_attention", "decoder_step"])
+def test_a_row_has_the_same_bits_alone_and_among_others(name):
+    args = example(BY_NAME[name], sizes={**SIZES, "N": 18})
+    together = overload_of(name, "triton")(*args.values())
+    per_row = {arg.name for arg in BY_NAME[name].tensors if arg.shape[0] == "N"}
+    for row in (0, 17):
+        alone = {
+            key: value[row : row + 1] if key in per_row and value is not None else value for key, value in args.items()
+        }
+        for one, all_rows in zip(overload_of(name, "triton")(*alone.values()), together, strict=True):
+            assert torch.equal(one[0], all_rows[row])
