@@ -30,6 +30,7 @@ const Isa& with_avx512_bf16() {
   static const Isa isa = [] {
     Isa made = kX86V4;
     made.name = "avx512-bf16";
+    made.bfloat16.products = kAvx512Bf16Products;
     made.bfloat16.scan.packed = kAvx512Bf16Packed;
     return made;
   }();

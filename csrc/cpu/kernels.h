@@ -166,7 +166,8 @@ extern const Isa kBaseline;
 extern const Isa kX86V3, kX86V4;
 // The matrix unit's products; everything else of its instruction set is x86-64-v4's.
 extern const ProductKernels<BFloat16> kAmxProducts;
-// The packed products of a scan with `vdpbf16ps`; everything else is x86-64-v4's.
+// Products with `vdpbf16ps`, of weights in place and of a scan's packed ones; everything else is x86-64-v4's.
+extern const ProductKernels<BFloat16> kAvx512Bf16Products;
 extern const PackedProducts<BFloat16> kAvx512Bf16Packed;
 #endif
 }  // namespace rnnsearch
