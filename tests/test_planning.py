@@ -6,6 +6,9 @@ import dataclasses
 import itertools
 import random
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,6 +84,17 @@ def test_the_backward_of_1000_on_an_h200_as_computed_by_hand() -> None:
     assert got.shared_bytes == 8 * 3024 * 2 + 8 * 80 * 8 * 4 + 80 * 8 * 4 + 4
     assert got.workspace_bytes == 6 * 80 * 1008 * 2 + 2 * 4 + 80 * 50 * 3000 * 4
     assert got.barriers == 100
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_shared_memory_is_planned_as_the_kernels_lay_it_out(tmp_path: Path) -> None:
+    tests = Path(__file__).parent
+    cuda = tests.parent / "csrc" / "cuda"
+    program = tmp_path / "planner_layout"
+    sources = [tests / "cuda_host" / "planner_layout.cpp", cuda / "planner" / "planner.cpp"]
+    subprocess.run(["g++", "-std=c++20", "-pthread", f"-I{cuda}", *sources, "-o", program], check=True)
+    ran = subprocess.run([program], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,51 @@
+// Whether the planner counts a block's shared memory as the kernels lay it out. Says where it does not, and how many
+// plans it compared.
+#include <cstdio>
+
+#include "kernels/gru_scan.h"
+#include "kernels/gru_scan_backward.h"
+#include "planner/planner.h"
+
+using namespace rnnsearch::cuda;
+
+namespace {
+
+int compared = 0, wrong = 0;
+
+template <typename T>
+void compare(Storage storage, int B, int H) {
+  const DeviceLimits device{9, 0, 132, 228 * 1024, 227 * 1024, 65536, 2048};
+  for (const bool backward : {false, true}) {
+    const Plan plan = plan_gru_scan({backward, storage, true, B, 7, H}, device);
+    if (!plan.reason.empty()) continue;
+    GruShape shape{};
+    shape.B = B;
+    shape.T = 7;
+    shape.H = H;
+    shape.rows = static_cast<int>(plan.rows);
+    shape.row_groups = plan.row_groups;
+    shape.units = static_cast<int>(plan.units);
+    shape.unit_groups = plan.unit_groups;
+    const size_t bytes =
+        backward ? GruScanBackwardShared<T>(shape, plan.threads).bytes : GruScanShared<T>(shape, plan.threads).bytes;
+    ++compared;
+    if (bytes == static_cast<size_t>(plan.shared_bytes) && shape.blocks() <= device.processors) continue;
+    ++wrong;
+    std::printf("backward %d, %d bytes a value, B %d, H %d: planned %lld, laid out %zu\n", backward, int(sizeof(T)), B,
+                H, static_cast<long long>(plan.shared_bytes), bytes);
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (const int B : {1, 5, 16, 17, 64, 80, 300}) {
+    for (const int H : {1, 8, 17, 100, 512, 1000, 1024, 2000}) {
+      compare<float>(Storage::float32, B, H);
+      compare<bfloat16>(Storage::bfloat16, B, H);
+      compare<float16>(Storage::float16, B, H);
+    }
+  }
+  std::printf("%d plans\n", compared);
+  return wrong == 0 && compared > 100 ? 0 : 1;
+}
