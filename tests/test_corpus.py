@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -124,6 +125,18 @@ def test_every_epoch_holds_every_pair_once_in_an_order_of_its_own(tmp_path):
     assert orders[0] != [
         pair.source[0] for pairs, _ in take(stream(tmp_path, seed=2), Position(), 13) for pair in pairs
     ]
+
+
+def test_an_epochs_last_minibatch_is_known_as_such_though_only_unusable_pairs_follow_it(tmp_path):
+    short = stream(tmp_path, size=1, sort=1, max_length=6)  # groups of one pair, many of them too long
+    entries = take(short, Position(), 80)
+    ends = 0
+    for (_, position), (_, following) in itertools.pairwise(entries):
+        last = following.epoch > position.epoch
+        ends += last
+        assert (position == Position(position.epoch, 50, 0)) == last
+        assert take(short, position, 1)[0][1] == following
+    assert ends >= 3
 
 
 def test_too_long_pairs_are_left_out_and_counted_once(tmp_path):

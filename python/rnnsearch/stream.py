@@ -52,21 +52,33 @@ class BatchStream:
         while True:
             generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
             order = torch.randperm(len(self.corpus), generator=generator)
-            found = start > 0
-            while start < len(self.corpus):
-                end = min(start + self.size * self.sort, len(self.corpus))
-                group = self._group(order[start:end].tolist(), epoch, first=skipped == 0)
-                found = found or bool(group)
+            groups = self._groups(order, epoch, start, counted=skipped > 0)
+            current = next(groups, None)
+            if current is None and start == 0:
+                raise ValueError(f"no pair is at most {self.max_length} tokens long: raise `data.max_length`")
+            while current is not None:
+                start, group = current
+                # Groups without a usable pair belong to the one before: its last minibatch may be the epoch's.
+                following = next(groups, None)
+                end = len(self.corpus) if following is None else following[0]
                 generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch, start))
                 places = torch.randperm(len(group), generator=generator).tolist()
                 for number in range(skipped, len(group)):
                     last = number + 1 == len(group)
                     behind = Position(epoch, end, 0) if last else Position(epoch, start, number + 1)
                     yield group[places[number]], behind
-                start, skipped = end, 0
-            if not found:
-                raise ValueError(f"no pair is at most {self.max_length} tokens long: raise `data.max_length`")
-            epoch, start = epoch + 1, 0
+                current, skipped = following, 0
+            epoch, start, skipped = epoch + 1, 0, 0
+
+    def _groups(
+        self, order: torch.Tensor, epoch: int, start: int, *, counted: bool
+    ) -> Iterator[tuple[int, list[list[Pair]]]]:
+        """Where each group that has minibatches begins, from ``start`` on; ``counted``: the first one's long pairs."""
+        step = self.size * self.sort
+        for place in range(start, len(self.corpus), step):
+            group = self._group(order[place : place + step].tolist(), epoch, first=not (counted and place == start))
+            if group:
+                yield place, group
 
     def _group(self, indices: Sequence[int], epoch: int, *, first: bool) -> list[list[Pair]]:
         pairs = []
