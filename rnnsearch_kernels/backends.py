@@ -179,7 +179,7 @@ register_backend(
         "triton",
         devices=triton.devices(),
         dtypes=triton.DTYPES,
-        rank=-1,  # below the reference: `auto` is to prefer it once it has passed on a GPU
+        rank=5,
         kernels=triton.KERNELS,
         missing=triton.why_missing(),
     )

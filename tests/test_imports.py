@@ -20,7 +20,7 @@ FLOORS = [
     {"ops"},
     {"backends"},
     {"functional"},
-    {"modules", "planning"},
+    {"modules"},
     {"__init__"},
     {"selftest"},
     {"__main__"},

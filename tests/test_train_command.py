@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rnnsearch import cli, snapshots, trainer
+from rnnsearch import cli, snapshots, train_command, trainer
 from rnnsearch.optimization import rate_factor
 from rnnsearch.settings import OptimizerOptions
 from rnnsearch.train_command import read_settings
@@ -122,12 +122,71 @@ def test_a_run_that_was_killed_as_it_wrote_a_checkpoint_goes_on_bit_for_bit(text
     assert not list(folder.glob(f"{snapshots.UNFINISHED}*"))
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_was_whole_goes_on_too(whole, tmp_path):
+    directory = tmp_path / "run"
+    shutil.copytree(whole, directory)
+    shutil.rmtree(directory / trainer.CHECKPOINTS)
+    (directory / trainer.CHECKPOINTS / f"{snapshots.UNFINISHED}00000003").mkdir(parents=True)
+    assert train("--resume", str(directory)) == 0
+    assert_same(everything(whole), everything(directory))
+
+
+def test_a_model_left_by_other_settings_is_not_taken_for_the_run_that_was_killed_as_it_began(
+    text, whole, tmp_path, monkeypatch
+):
+    directory = tmp_path / "run"
+    shutil.copytree(whole, directory)
+    shutil.rmtree(directory / trainer.CHECKPOINTS)
+    changes: dict[str, object] = {"model.hidden_size": 10, "run.updates": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(train_command, "_begin", lambda *_: 1 / 0)
+        assert train(*arguments(text, directory, **changes)) == 1
+    assert train("--resume", str(directory)) == 0
+    assert everything(directory)["model"]["decoder.cell.weight_hh"].shape == (30, 10)
+
+
+def test_a_run_that_is_done_can_be_resumed_any_number_of_times(text, whole, tmp_path):
+    directory = tmp_path / "run"
+    shutil.copytree(whole, directory)
+    for _ in range(3):
+        assert train("--resume", str(directory)) == 0
+    assert_same(everything(whole), everything(directory))
+
+
+def test_an_update_is_saved_again_when_the_earlier_saves_are_gone(tmp_path):
+    for again in range(12):
+        place = snapshots.save(tmp_path, 7, tensors={}, state={"again": again}, keep=1)
+        assert snapshots.latest(tmp_path) == place and snapshots.load(place)[1] == {"again": again}
+    (tmp_path / f"{snapshots.PREFIX}best").mkdir()  # not ours
+    last = snapshots.save(tmp_path, 123456789, tensors={}, state={}, keep=1)
+    assert snapshots.latest(tmp_path) == last and (tmp_path / f"{snapshots.PREFIX}best").is_dir()
+
+
+@pytest.mark.parametrize("option", ["--model.hidden_size=13", "--model.state_dropout=0.2", "--data.min_count=2"])
+def test_what_a_run_was_made_with_cannot_change_when_it_goes_on(whole, capsys, option):
+    assert train("--resume", str(whole), option) == 1
+    name = option[2:].partition("=")[0]
+    assert f"`{name}` stays what it was at the run's start" in capsys.readouterr().err
+
+
+def test_another_optimizer_cannot_go_on_with_a_state(whole, capsys):
+    assert train("--resume", str(whole), "--optimizer.name=adadelta", "--run.updates=13") == 1
+    assert "`optimizer.name` stays what it was" in capsys.readouterr().err
+
+
+def test_a_metric_that_cannot_be_had_is_said_before_training(text, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+    monkeypatch.setattr(trainer.Trainer, "run", lambda *_: pytest.fail("trained"))
+    assert train(*arguments(text, tmp_path / "run", **{"run.metric": "bleu"})) == 1
+    assert "BLEU needs sacrebleu" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("where", ["update", "measure"])
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_ends_wherever_it_comes_and_the_run_goes_on_bit_for_bit(
     text, whole, tmp_path, monkeypatch, where, which
 ):
-    directory, name = tmp_path / "run", {"update": "summed_loss", "measure": "mean_loss"}[where]
+    directory, name = tmp_path / "run", {"update": "to_batch", "measure": "mean_loss"}[where]
     inner, calls = getattr(trainer, name), []
 
     def interrupted(*args, **kwargs):
@@ -150,21 +209,35 @@ def everything_saved(directory: Path) -> int:
     return snapshots.load(place)[1]["update"]
 
 
+# To start processes takes longer than the runs. A run may begin as soon as the process has ended the one before.
+RUNS_IN_ONE_GROUP = """
+import contextlib, json, sys
+from rnnsearch import cli, train_command
+
+with train_command.joined("cpu") as processes:
+    assert processes.count == 2
+    train_command.joined = lambda device: contextlib.nullcontext(processes)
+    for run in json.loads(sys.argv[1]):
+        assert cli.main(["train", *run]) == 0
+"""
+
+
 def test_two_processes_make_the_updates_of_one_and_go_on_bit_for_bit(text, tmp_path):
     none = {f"model.{part}_dropout": 0.0 for part in ("embedding", "memory", "state", "readout")}
     changes: dict[str, object] = {**none, "batch.size": 7, "batch.accumulate": 2, "optimizer.schedule": "constant"}
 
-    def torchrun(*options: str) -> None:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command += ["-m", "rnnsearch", "train", *options]
-        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-
     one, two, parts = tmp_path / "one", tmp_path / "two", tmp_path / "parts"
     assert train(*arguments(text, one, **changes)) == 0
-    torchrun(*arguments(text, two, **changes))
-    torchrun(*arguments(text, parts, **{**changes, "run.updates": 8}))
-    torchrun("--resume", str(parts), "--run.updates=12")
+    runs = [
+        arguments(text, two, **changes),
+        arguments(text, parts, **{**changes, "run.updates": 8}),
+        ["--resume", str(parts), "--run.updates=12"],
+    ]
+    script = tmp_path / "runs.py"
+    script.write_text(RUNS_IN_ONE_GROUP)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run([*command, json.dumps(runs)], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
     assert_same(everything(two), everything(parts))
     alone, shared = everything(one), everything(two)
     assert alone["state"]["position"] == shared["state"]["position"]
@@ -187,6 +260,7 @@ def test_every_field_is_in_the_printed_configuration_and_the_command_line_goes_b
 
 REFUSED = {
     "a field out of range": (["--optimizer.label_smoothing=1"], "`optimizer.label_smoothing` must be at least 0"),
+    "a file that is not used": (["--data.sentencepiece_model=a"], "needs `data.segmentation` to be sentencepiece"),
     "nothing to read": (["--data.source=nowhere"], "nowhere cannot be read"),
     "unequal line counts": (["--data.target={text}/dev.t"], "train.s has 60 lines and .*dev.t has 8"),
 }
@@ -240,6 +314,8 @@ def test_it_learns_measures_bleu_and_stops_when_that_no_longer_improves(text, tm
     assert everything_saved(directory) == 15 and "no improvement in 2 measures" in capsys.readouterr().err
     translator = Translator.from_pretrained(directory / trainer.BEST)
     assert len(translator(["a b c", "", "e d"])) == 3
+    assert train("--resume", str(directory)) == 0  # it is done
+    assert everything_saved(directory) == 15
 
 
 def test_bf16_and_adadelta_train_too(text, tmp_path):

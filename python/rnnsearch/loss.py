@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnnsearch.data import Batch
@@ -30,6 +30,17 @@ def model_loss(model: RNNSearch, batch: Batch, label_smoothing: float = 0.0) -> 
         pad_id=model.config.pad_id,
         label_smoothing=label_smoothing,
     )
+
+
+class ModelLoss(nn.Module):
+    """:func:`model_loss` as a module, for what wraps modules."""
+
+    def __init__(self, model: RNNSearch, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.model, self.label_smoothing = model, label_smoothing
+
+    def forward(self, batch: Batch) -> Tensor:
+        return model_loss(self.model, batch, self.label_smoothing)
 
 
 def sequence_loss(logits: Tensor, target: Tensor, pad_id: int, label_smoothing: float = 0.0) -> Tensor:

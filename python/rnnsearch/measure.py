@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rnnsearch.data import Batch, Pair, collate
+from rnnsearch.loss import model_loss
 from rnnsearch.model import RNNSearch, Translation
 from rnnsearch.processes import Processes
 from rnnsearch.stream import cut_batches
@@ -61,8 +61,7 @@ def mean_loss(
             if start + processes.rank < len(batches):
                 batch = to_batch(batches[start + processes.rank], model, processes.device)
                 with autocast(processes.device, precision):
-                    logits = model(batch.source, batch.source_lengths, batch.target_input)
-                total += float(summed_loss(logits, batch.target, model.config.pad_id))
+                    total += float(model_loss(model, batch)) * batch.tokens
                 tokens += batch.tokens
             if interrupted():
                 raise InterruptedMeasure
@@ -70,17 +69,6 @@ def mean_loss(
         model.train(training)
     total, tokens = processes.sum([total, tokens])
     return total / tokens
-
-
-def summed_loss(logits: Tensor, target: Tensor, pad_id: int, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of logits (B, T, V) and target (B, T), the sum over tokens that are not padding."""
-    return torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1).float(),
-        target.flatten(),
-        ignore_index=pad_id,
-        label_smoothing=label_smoothing,
-        reduction="sum",
-    )
 
 
 def translate_all(
@@ -98,13 +86,18 @@ def translate_all(
     return results
 
 
-def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[Any, str]:
-    """sacreBLEU's BLEU of the corpus, and the signature that says how it was taken."""
+def bleu_metric() -> Any:
+    """sacreBLEU's. Raises RuntimeError where it is not installed."""
     try:
         from sacrebleu.metrics import BLEU
     except ImportError as error:
         raise RuntimeError("BLEU needs sacrebleu: pip install 'rnnsearch-kernels[evaluate]'") from error
-    metric = BLEU()
+    return BLEU()
+
+
+def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[Any, str]:
+    """sacreBLEU's BLEU of the corpus, and the signature that says how it was taken."""
+    metric = bleu_metric()
     return metric.corpus_score(list(hypotheses), [list(references)]), str(metric.get_signature())
 
 

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from rnnsearch.checkpoint import CheckpointError
 from rnnsearch.settings import OptimizerOptions
 
+# What each keeps of a parameter.
+_STATE = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "adadelta": {"step", "square_avg", "acc_delta"}}
+
 
 def make_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:
     rate, decay = options.learning_rate, options.weight_decay
@@ -50,4 +53,11 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
         if name not in numbers:
             raise CheckpointError(f"the optimizer's state names `{name}`, which the model lacks")
         state.setdefault(numbers[name], {})[key] = value
+    wanted = _STATE[type(optimizer).__name__.lower()]
+    for entry in state.values():
+        if entry.keys() != wanted:
+            raise CheckpointError(
+                f"the optimizer's state must hold {', '.join(sorted(wanted))} for a parameter; it holds "
+                f"{', '.join(sorted(entry))}: `optimizer.name` stays what it was at the run's start"
+            )
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -66,7 +67,8 @@ def joined(device: str) -> Iterator[Processes]:
     if count == 1:
         yield Processes(0, 1, place)
         return
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    # One process may learn a segmentation for hours while the others wait; torchrun ends those of one that died.
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(days=1))
     try:
         yield Processes(dist.get_rank(), count, place)
     finally:

@@ -219,6 +219,9 @@ class TrainSettings:
             value = getattr(self.optimizer, name)
             if not 0 <= value < 1:
                 raise ValueError(f"`optimizer.{name}` must be at least 0 and below 1; got {value}")
+        segmentations = (self.data.source_segmentation, self.data.segmentation)
+        if self.data.sentencepiece_model is not None and "sentencepiece" not in segmentations:
+            raise ValueError("`data.sentencepiece_model` needs `data.segmentation` to be sentencepiece")
         if self.optimizer.schedule == "cosine" and not (self.run.epochs or self.run.updates):
             raise ValueError("`optimizer.schedule` cosine needs an end: `run.epochs` or `run.updates`")
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from rnnsearch.checkpoint import CheckpointError
 
 MARKER, STATE, KIND, FORMAT = "complete.json", "state.json", "rnnsearch-training", 1
 PREFIX, UNFINISHED = "update-", ".unfinished-"
+_NAME = re.compile(rf"{PREFIX}(\d+)-(\d+)")  # update, and which of those saved at it
 
 
 def save(
@@ -37,7 +39,8 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(f"{UNFINISHED}*"):
         shutil.rmtree(left)
-    again = len(list(folder.glob(f"{PREFIX}{update:08}-*")))  # saved before and after it was measured
+    # Saved before and after it was measured, say; the earlier ones may have been removed.
+    again = max((again + 1 for of, again in map(_numbers, _all(folder)) if of == update), default=0)
     place, unfinished = folder / f"{PREFIX}{update:08}-{again}", folder / f"{UNFINISHED}{update:08}"
     unfinished.mkdir()
     contents = {
@@ -98,7 +101,15 @@ def load(place: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
 
 
 def _all(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"{PREFIX}*")) if folder.is_dir() else []
+    """Oldest first."""
+    places = folder.glob(f"{PREFIX}*") if folder.is_dir() else ()
+    return sorted((place for place in places if _NAME.fullmatch(place.name)), key=_numbers)
+
+
+def _numbers(place: Path) -> tuple[int, int]:
+    found = _NAME.fullmatch(place.name)
+    assert found is not None
+    return int(found[1]), int(found[2])
 
 
 def _digest(content: bytes) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import signal
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rnnsearch import segmentation
+from rnnsearch import segmentation, snapshots
 from rnnsearch.checkpoint import write_atomically
 from rnnsearch.config import PRESETS, RNNSearchConfig
 from rnnsearch.corpus import ParallelText, Skips
@@ -19,13 +20,21 @@ from rnnsearch.model import RNNSearch
 from rnnsearch.monitor import Monitor
 from rnnsearch.processes import Processes, joined
 from rnnsearch.segmentation import PLAIN, Segmentation, SentencePiece
-from rnnsearch.settings import DataOptions, TrainSettings, preset
+from rnnsearch.settings import DataOptions, ModelOptions, TrainSettings, preset
 from rnnsearch.stream import BatchStream
 from rnnsearch.trainer import CHECKPOINTS, DevText, Trainer
 from rnnsearch.translator import Translator
 from rnnsearch.vocabulary import Vocabulary
 
 CONFIG, INITIAL = "config.yaml", "initial"
+# What a run is made with before its first update, and keeps.
+KEPT = {
+    "data": (
+        *("segmentation", "source_segmentation", "vocabulary_size"),
+        *("min_count", "joint", "sentencepiece_model"),
+    ),
+    "model": tuple(entry.name for entry in fields(ModelOptions)),
+}
 EPILOG = """examples:
   rnnsearch train --preset small --data.source train.de --data.target train.en \\
       --data.dev_source dev.de --data.dev_target dev.en --run.directory run
@@ -80,8 +89,9 @@ def read_settings(arguments: Sequence[str]) -> tuple[TrainSettings, Path, bool, 
     for name in ("preset", "resume"):
         parsed.pop(name, None)
     text = parser.dump(parsed)
-    settings = parser.instantiate(parsed)
-    built = TrainSettings(**{name: settings[name] for name in ("data", "batch", "model", "optimizer", "run")})
+    built = _built(parser, parsed)
+    if own.resume is not None:
+        _check_kept(built, _built(parser, parser.parse_args(["--config", str(saved)])))
     for name, value in (
         ("data.source", built.data.source),
         ("data.dev_source", built.data.dev_source),
@@ -90,6 +100,19 @@ def read_settings(arguments: Sequence[str]) -> tuple[TrainSettings, Path, bool, 
         if value is None:
             raise ValueError(f"--{name} is needed; `rnnsearch train --help` explains it")
     return built, Path(str(built.run.directory)), own.resume is not None, text
+
+
+def _built(parser: Any, parsed: Any) -> TrainSettings:
+    groups = parser.instantiate(parsed)
+    return TrainSettings(**{entry.name: groups[entry.name] for entry in fields(TrainSettings)})
+
+
+def _check_kept(given: TrainSettings, saved: TrainSettings) -> None:
+    for group, names in KEPT.items():
+        for name in names:
+            before, now = (getattr(getattr(settings, group), name) for settings in (saved, given))
+            if now != before:
+                raise ValueError(f"`{group}.{name}` stays what it was at the run's start, {before!r}; got {now!r}")
 
 
 def _add_own(parser: Any) -> None:
@@ -116,6 +139,8 @@ def _run(
     fresh = not (directory / INITIAL / segmentation.FILE).exists() or not resume
     if fresh and processes.first:
         directory.mkdir(parents=True, exist_ok=True)
+        # A run that ended before its first checkpoint may have left a model of other settings.
+        (directory / INITIAL / segmentation.FILE).unlink(missing_ok=True)
         write_atomically({directory / CONFIG: text.encode()})
         _begin(settings, corpus).save(directory / INITIAL)
     processes.gather(None)  # the others wait for what the first one writes
@@ -148,7 +173,7 @@ def _run(
     monitor.say(
         f"{len(corpus):,} pairs, {len(dev_text):,} to measure on, {parameters:,} parameters, {processes.device}"
     )
-    if resume and (directory / CHECKPOINTS).exists():
+    if resume and snapshots.latest(directory / CHECKPOINTS) is not None:  # else it ended before its first save
         trainer.resume()
     number = trainer.run()
     for why, count in skips.counts.items():

@@ -21,7 +21,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from rnnsearch import snapshots
 from rnnsearch.checkpoint import CheckpointError, check_weights
 from rnnsearch.data import Pair
-from rnnsearch.measure import InterruptedMeasure, autocast, bleu, mean_loss, pharaoh, summed_loss, to_batch
+from rnnsearch.loss import ModelLoss
+from rnnsearch.measure import InterruptedMeasure, autocast, bleu, bleu_metric, mean_loss, pharaoh, to_batch
 from rnnsearch.measure import translate_all as translate_texts
 from rnnsearch.model import RNNSearch
 from rnnsearch.monitor import Monitor
@@ -88,11 +89,13 @@ class Trainer:
         self.settings, self.directory, self.translator, self.dev = settings, directory, translator, dev
         self.stream, self.processes, self.monitor, self._signal = stream, processes, monitor, interrupted
         self.model: RNNSearch = translator.model.to(processes.device).train()
-        self.wrapped = processes.wrap(self.model)
+        self.loss = processes.wrap(ModelLoss(self.model, settings.optimizer.label_smoothing))
         self.optimizer = make_optimizer(self.model, settings.optimizer)
         decay = settings.optimizer.ema_decay
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
         self.progress = Progress()
+        if settings.run.metric == "bleu":
+            bleu_metric()  # that it cannot be had is said now, not at the first measure
         self._saved: dict[str, Any] | None = None
 
     def resume(self) -> None:
@@ -113,8 +116,11 @@ class Trainer:
                 raise CheckpointError(f"{place} holds no {name}.safetensors")
             check_weights(place, tensors[name], module.state_dict(), f"{name}.safetensors")
             module.load_state_dict(tensors[name])
-        load_optimizer(self.model, self.optimizer, tensors.get("optimizer", {}))
+        if "optimizer" not in tensors:
+            raise CheckpointError(f"{place} holds no optimizer.safetensors")
+        load_optimizer(self.model, self.optimizer, tensors["optimizer"])
         self.progress = Progress.read(state, place)
+        self._saved = asdict(self.progress)
         self.monitor.say(f"going on from {place}, update {self.progress.update}")
 
     def run(self) -> int:
@@ -129,9 +135,8 @@ class Trainer:
                 self._measure_when_due()
                 if self._interrupted():
                     raise InterruptedMeasure
-                if run.patience and self.progress.without_improvement >= run.patience:
-                    self.monitor.say(f"no improvement in {run.patience} measures: done")
-                    break
+            if self._out_of_patience():
+                self.monitor.say(f"no improvement in {run.patience} measures: done")
             if self.progress.measured < self.progress.update:
                 self._measure()
         except InterruptedMeasure:
@@ -139,6 +144,7 @@ class Trainer:
             self.monitor.say(f"interrupted; saved update {self.progress.update}, --resume goes on from there")
             return max(self.processes.gather(self._signal()))
         self.save()
+        self.processes.gather(None)  # no process ends, or goes on from here, before that is written
         return 0
 
     def save(self) -> None:
@@ -155,7 +161,7 @@ class Trainer:
     def _updates(self) -> Any:
         """The minibatches of each update from here to the run's end, with the position behind them."""
         self._measure_when_due()  # what an interruption may have cut off
-        run, batches = self.settings.run, []
+        batches: list[list[Pair]] = []
         if self._done(self.progress.position):
             return
         for pairs, position in self.stream(self.progress.position):
@@ -164,8 +170,7 @@ class Trainer:
             if len(batches) == self.settings.batch.accumulate or self._at_epoch_end(position):
                 yield batches, position
                 batches = []
-                stopped = run.patience and self.progress.without_improvement >= run.patience
-                if stopped or self._done(position):
+                if self._done(position):
                     return
 
     def _at_epoch_end(self, position: Position) -> bool:
@@ -174,7 +179,11 @@ class Trainer:
     def _done(self, position: Position) -> bool:
         run = self.settings.run
         passed = position.epoch + (1 if self._at_epoch_end(position) else 0)
-        return bool((run.updates and self.progress.update >= run.updates) or (run.epochs and passed >= run.epochs))
+        enough = (run.updates and self.progress.update >= run.updates) or (run.epochs and passed >= run.epochs)
+        return bool(enough) or self._out_of_patience()
+
+    def _out_of_patience(self) -> bool:
+        return 0 < self.settings.run.patience <= self.progress.without_improvement
 
     def _part_done(self) -> float:
         """0 to 1, of the whole run; 0 where it has no end."""
@@ -196,7 +205,7 @@ class Trainer:
         value = 0.0
         for number, pairs in enumerate(batches):
             last = number + 1 == len(batches)
-            with contextlib.nullcontext() if last else processes.unsynchronised(self.wrapped):
+            with contextlib.nullcontext() if last else processes.unsynchronised(self.loss):
                 value += self._backward(pairs, tokens)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), options.clip_norm)
         (loss,) = processes.sum([value])
@@ -219,11 +228,10 @@ class Trainer:
         # A process without rows takes part with one that counts nothing: the others wait for its gradients.
         batch = to_batch(mine or pairs[:1], self.model, processes.device)
         with autocast(processes.device, self.settings.run.precision):
-            logits = self.wrapped(batch.source, batch.source_lengths, batch.target_input)
-        smoothing = self.settings.optimizer.label_smoothing
-        loss = summed_loss(logits, batch.target, self.model.config.pad_id, smoothing)
-        weighted(loss, 1.0 / tokens if mine else 0.0, processes.count).backward()
-        return float(loss.detach()) / tokens if mine else 0.0
+            loss = self.loss(batch)
+        part = batch.tokens / tokens if mine else 0.0
+        weighted(loss, part, processes.count).backward()
+        return float(loss.detach()) * part if mine else 0.0
 
     def _leave_out(self, batches: Sequence[list[Pair]], loss: float, norm: float) -> None:
         progress, limit = self.progress, self.settings.run.max_nonfinite
