@@ -1,8 +1,6 @@
 // platform.h for tests without a GPU (C++20): one std::thread per CUDA thread, real barriers, real races.
 //
-// Two switches break it on purpose, so that a test can show that a mistake would be seen:
-//   RNNSEARCH_SKIP_BLOCK_BARRIER=n   the n-th block_barrier() of every thread does nothing
-//   RNNSEARCH_RELAXED_ATOMICS        the grid's atomics order nothing else
+// Two switches of `Stream` break it on purpose, so that a test can show that a mistake would be seen.
 #pragma once
 
 #include <pthread.h>
@@ -25,9 +23,10 @@
 
 namespace rnnsearch::cuda {
 
-// What a launch's order of blocks is drawn from: tests set it.
 struct Stream {
-  unsigned seed = 0;
+  unsigned seed = 0;              // what a launch's order of blocks is drawn from
+  int skipped_block_barrier = 0;  // n: the n-th block_barrier() of every thread does nothing
+  bool relaxed_atomics = false;   // the grid's atomics order nothing else
 };
 
 struct bfloat16 {
@@ -70,17 +69,12 @@ struct Block {
 struct Thread {
   int thread, threads, block, blocks;
   Block* home;
+  Stream stream;
   int barriers = 0;
 };
 inline thread_local Thread* self = nullptr;
 
 inline Warp& warp() { return self->home->warps[self->thread / 32]; }
-
-#ifdef RNNSEARCH_RELAXED_ATOMICS
-constexpr auto release = std::memory_order_relaxed, acquire = std::memory_order_relaxed;
-#else
-constexpr auto release = std::memory_order_release, acquire = std::memory_order_acquire;
-#endif
 
 }  // namespace host
 
@@ -92,18 +86,22 @@ inline char* shared_memory() { return host::self->home->shared; }
 inline void pause() { std::this_thread::yield(); }
 
 inline void block_barrier() {
-#ifdef RNNSEARCH_SKIP_BLOCK_BARRIER
-  if (++host::self->barriers == RNNSEARCH_SKIP_BLOCK_BARRIER) return;
-#endif
-  host::self->home->barrier.wait();
+  if (++host::self->barriers != host::self->stream.skipped_block_barrier) host::self->home->barrier.wait();
 }
 
 inline void add_release(uint32_t* address, uint32_t value) {
-  std::atomic_ref<uint32_t>(*address).fetch_add(value, host::release);
+  const std::atomic_ref<uint32_t> counter(*address);
+  if (host::self->stream.relaxed_atomics) {
+    counter.fetch_add(value, std::memory_order_relaxed);
+  } else {
+    counter.fetch_add(value, std::memory_order_release);
+  }
 }
 
 inline uint32_t load_acquire(const uint32_t* address) {
-  return std::atomic_ref<uint32_t>(*const_cast<uint32_t*>(address)).load(host::acquire);
+  const std::atomic_ref<uint32_t> counter(*const_cast<uint32_t*>(address));
+  return host::self->stream.relaxed_atomics ? counter.load(std::memory_order_relaxed)
+                                            : counter.load(std::memory_order_acquire);
 }
 
 inline void exchange_if_zero(uint32_t* address, uint32_t value) {
@@ -220,7 +218,7 @@ const char* launch_cooperative(void (*kernel)(Arguments), Arguments arguments, L
   for (int block : order) {
     for (int thread = 0; thread < shape.threads; ++thread) {
       threads.emplace_back([&, block, thread] {
-        host::Thread here{thread, shape.threads, block, shape.blocks, blocks[block].get()};
+        host::Thread here{thread, shape.threads, block, shape.blocks, blocks[block].get(), stream};
         host::self = &here;
         kernel(arguments);
       });
