@@ -110,6 +110,24 @@ def test_what_cannot_be_one_launch_says_why(dtype: torch.dtype, gpu: DeviceLimit
     assert re.search(reason, str(plan_gru_scan(dtype, gpu, B=64, T=50, H=H).reason))
 
 
+def test_the_last_barrier_that_a_counter_can_count() -> None:
+    """32 blocks, two barriers a step: every arrival of the launch fits into 32 bits, or there is no plan."""
+    most = (2**32 - 1) // (32 * 2)
+    sizes = {"B": 64, "H": 512, "reset_after": False}
+    got = plan_gru_scan(torch.bfloat16, GPUS["H200"], T=most, **sizes)
+    assert got.reason is None and got.unit_groups * got.barriers < 2**32
+    reason = plan_gru_scan(torch.bfloat16, GPUS["H200"], T=most + 1, **sizes).reason
+    assert reason is not None and "more than the counter of a team can count" in reason
+    # One block alone: the step in the word that a stopped barrier leaves is the limit.
+    reasons = [plan_gru_scan(torch.bfloat16, GPUS["H200"], B=1, T=T, H=8).reason for T in (2**30, 2**30 + 1)]
+    assert reasons[0] is None and reasons[1] is not None
+
+
+def test_sizes_beyond_any_memory_are_an_error_and_no_negative_workspace() -> None:
+    with pytest.raises(ValueError, match="more than memory has addresses for"):
+        plan_gru_scan(torch.float32, GPUS["H200"], B=2**30, T=2**30, H=64, backward=True)
+
+
 @pytest.mark.parametrize(
     ("dtype", "B", "message"), [(torch.float16, 0, "B must be positive"), (torch.float64, 1, "`dtype` must be float32")]
 )

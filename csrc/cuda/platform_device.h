@@ -97,6 +97,12 @@ RNNSEARCH_DEVICE float warp_max(float x) {
   return x;
 }
 
+// The runtime keeps an error until it is asked for: left there, torch would report it at its own next launch.
+inline const char* error_taken(cudaError_t error) {
+  cudaGetLastError();
+  return cudaGetErrorString(error);
+}
+
 // Every block must be resident at once, or a grid barrier would wait for blocks that cannot start.
 template <typename Arguments>
 const char* launch_cooperative(void (*kernel)(Arguments), Arguments arguments, LaunchShape shape, Stream stream) {
@@ -109,12 +115,12 @@ const char* launch_cooperative(void (*kernel)(Arguments), Arguments arguments, L
   if (error == cudaSuccess) {
     error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, function, shape.threads, shape.shared_bytes);
   }
-  if (error != cudaSuccess) return cudaGetErrorString(error);
+  if (error != cudaSuccess) return error_taken(error);
   if (resident * processors < shape.blocks) return "the blocks of the launch cannot all be resident at once";
   void* pointers[] = {&arguments};
   error = cudaLaunchCooperativeKernel(function, dim3(shape.blocks), dim3(shape.threads), pointers, shape.shared_bytes,
                                       stream);
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return error == cudaSuccess ? nullptr : error_taken(error);
 }
 
 }  // namespace rnnsearch::cuda

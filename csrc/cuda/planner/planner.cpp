@@ -1,6 +1,7 @@
 #include "planner.h"
 
 #include <algorithm>
+#include <limits>
 #include <stdexcept>
 
 namespace rnnsearch::cuda {
@@ -69,6 +70,11 @@ Plan plan_gru_scan(const Problem& p, const DeviceLimits& device) {
   check(p.B, "B");
   check(p.T, "T");
   check(p.H, "H");
+  // The largest tensor, gates (B, T, 4H), and everything that lay() adds up stay below this.
+  if (p.B * p.T > std::numeric_limits<int64_t>::max() / (64 * round_up(p.H, kMmaDepth))) {
+    throw std::invalid_argument("B, T and H are more than memory has addresses for; got " + std::to_string(p.B) + ", " +
+                                std::to_string(p.T) + " and " + std::to_string(p.H));
+  }
   check(device.major, "major");
   check(device.processors, "processors");
   check(device.shared_per_sm, "shared_per_sm");
@@ -103,6 +109,13 @@ Plan plan_gru_scan(const Problem& p, const DeviceLimits& device) {
     return no_plan("a block of " + std::to_string(nearest.units) + " units needs " +
                    std::to_string(nearest.shared_bytes) + " bytes of shared memory, and has " + std::to_string(room));
   }
+  // The grid barrier counts a team's arrivals in 32 bits, and never sets the counter back.
+  if (best.barriers > std::numeric_limits<uint32_t>::max() / best.unit_groups) {
+    return no_plan(std::to_string(best.barriers) + " barriers of " + std::to_string(best.unit_groups) +
+                   " blocks are more than the counter of a team can count");
+  }
+  // A barrier that gives up leaves its step and phase in 32 bits.
+  if (p.T > kMost / 2) return no_plan("T = " + std::to_string(p.T) + " is more steps than a stopped barrier can name");
   return best;
 }
 

@@ -44,7 +44,7 @@ struct Plan {
   int64_t barriers = 0;  // of a team, in the whole launch
 };
 
-// Throws std::invalid_argument where a size or a limit is not positive.
+// Throws std::invalid_argument where a size or a limit is not positive, or the sizes are beyond any memory.
 Plan plan_gru_scan(const Problem& problem, const DeviceLimits& device);
 
 }  // namespace rnnsearch::cuda
