@@ -148,9 +148,14 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     return {overload_of(op, backend.name): getattr(reference, op) for backend in list_backends() for op in backend.ops}
 
 
-def _named(name: str) -> Backend:
-    if name not in _backends:
+def check_name(name: str) -> None:
+    """``ValueError`` for what is neither ``auto`` nor the name of a backend."""
+    if name != AUTO and name not in _backends:
         raise ValueError(f"`backend` must be one of {[AUTO, *_backends]}; got {name!r}")
+
+
+def _named(name: str) -> Backend:
+    check_name(name)
     return _backends[name]
 
 

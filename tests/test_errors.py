@@ -228,6 +228,7 @@ def test_the_module_names_what_does_not_fit():
         (lambda: decoder.step(input[:, 0], None, memory), "`memory` must be what `prepare_memory` gave; got Tensor"),
         (lambda: decoder(input, [1.0]), "`memory` must be a tensor; got list"),
         (lambda: rk.FusedBahdanauDecoder(6, 0, 7), "`hidden_size` must be at least 1; got 0"),
+        (lambda: rk.FusedBahdanauDecoder(6, 5, 7, backend="typo"), "`backend` must be one of .*'auto'.*; got 'typo'"),
     ]
     for wrong, message in cases:
         with pytest.raises((ValueError, TypeError), match=message):

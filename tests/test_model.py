@@ -11,7 +11,7 @@ from rnnsearch import RNNSearch, RNNSearchConfig, Vocabulary
 from rnnsearch.beam_search import beam_search
 from rnnsearch.data import pad
 from rnnsearch.pronunciation import MODEL_DIRECTORY, read_words
-from small_model import SOURCE, make_model
+from small_model import SOURCE, TARGET, make_model
 from torch import Tensor
 
 
@@ -152,7 +152,8 @@ def test_special_tokens_must_be_those_of_the_vocabularies() -> None:
 
 
 def test_the_backend_reaches_every_op() -> None:
-    model = make_model(backend="nonsense")
+    model = make_model()
+    model.backend = model.decoder.backend = "nonsense"
     source, lengths = pad(SENTENCES, 0)
     good = make_model()
     memory, state = good.encode(source, lengths)
@@ -166,6 +167,8 @@ def test_the_backend_reaches_every_op() -> None:
             call()
     with torch.no_grad():
         topk, _, _ = good.step(tokens, state, memory, index)
+        with pytest.raises(ValueError, match=r"^`backend` must be one of"):  # which is no fault of the checkpoint
+            RNNSearch.from_pretrained(MODEL_DIRECTORY, backend="nonsense")
         good.backend = "nonsense"
         with pytest.raises(ValueError, match="`backend` must be one of"):
             topk(3, None)
@@ -196,6 +199,25 @@ def test_translations_come_in_the_order_of_the_sources() -> None:
         model.translate([["a"]], batch_size=0)
     with pytest.raises(ValueError, match="translate needs both vocabularies"):
         RNNSearch(model.config).translate([["a"]])
+
+
+def test_decoding_has_no_dropout_in_training_mode_and_leaves_every_mode_as_it_was() -> None:
+    dropout = dict.fromkeys(("embedding_dropout", "memory_dropout", "state_dropout", "readout_dropout"), 0.5)
+    model = make_model()
+    model = RNNSearch(replace(model.config, **dropout), SOURCE, TARGET).double().eval()
+    source, lengths = pad(SENTENCES, 0)
+    options = {"beam_size": 3, "max_length": 6}
+    wanted = model.generate(source, lengths, **options)
+    (translated,) = model.translate([list("fade")], **options)[0]
+    model.train().decoder.eval()  # one part frozen
+    found = model.generate(source, lengths, **options)
+    assert torch.equal(found.tokens, wanted.tokens) and torch.equal(found.scores, wanted.scores)
+    (again,) = model.translate([list("fade")], **options)[0]
+    assert (again.tokens, again.score) == (translated.tokens, translated.score)
+    assert model.training and model.memory_dropout.training and not model.decoder.training
+    with pytest.raises(ValueError, match="beam_size"):
+        model.generate(source, lengths, beam_size=0)
+    assert model.training and not model.decoder.training
 
 
 def test_an_unknown_token_is_replaced_by_what_it_attended_to() -> None:

@@ -17,6 +17,7 @@ from rnnsearch.config import RNNSearchConfig
 from rnnsearch.data import pad
 from rnnsearch.vocabulary import UNK, Vocabulary
 from rnnsearch_kernels import FusedBahdanauDecoder, PreparedMemory, gru_scan, linear, vocabulary_topk
+from rnnsearch_kernels.backends import check_name
 
 
 @dataclass(frozen=True)
@@ -167,14 +168,21 @@ class RNNSearch(nn.Module):
     def generate(self, source: Tensor, source_lengths: Tensor | None = None, **options: Any) -> BeamSearchOutput:
         """Beam search from padded sources (B, S); ``options`` are those of :func:`beam_search`.
 
-        Padding and beginning of sentence are banned besides ``ban_ids``.
+        Padding and beginning of sentence are banned besides ``ban_ids``. There is no dropout, in training mode neither.
         """
         config = self.config
         ban_ids = (config.pad_id, config.bos_id, *options.pop("ban_ids", ()))
-        memory, state = self.encode(source, source_lengths)
-        return beam_search(
-            self.step, state, memory, bos_id=config.bos_id, eos_id=config.eos_id, ban_ids=ban_ids, **options
-        )
+        training = [module for module in self.modules() if module.training]
+        try:
+            for module in training:
+                module.training = False
+            memory, state = self.encode(source, source_lengths)
+            return beam_search(
+                self.step, state, memory, bos_id=config.bos_id, eos_id=config.eos_id, ban_ids=ban_ids, **options
+            )
+        finally:
+            for module in training:
+                module.training = True
 
     def translate(
         self, sources: Sequence[Sequence[str]], *, batch_size: int = 64, replace_unknown: bool = False, **options: Any
@@ -196,17 +204,12 @@ class RNNSearch(nn.Module):
         encoded = [self.source_vocabulary.encode(source) for source in sources]
         order = sorted(range(len(sources)), key=lambda place: len(encoded[place]))
         results: list[list[Translation]] = [[] for _ in sources]
-        training = self.training
-        self.eval()
-        try:
-            for start in range(0, len(order), batch_size):
-                places = order[start : start + batch_size]
-                source, lengths = pad([encoded[place] for place in places], self.config.pad_id)
-                found = self.generate(source.to(device), lengths.to(device), **{**options, "return_attn": True})
-                for row, place in enumerate(places):
-                    results[place] = _translations(found, row, len(encoded[place]), self.target_vocabulary)
-        finally:
-            self.train(training)
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            source, lengths = pad([encoded[place] for place in places], self.config.pad_id)
+            found = self.generate(source.to(device), lengths.to(device), **{**options, "return_attn": True})
+            for row, place in enumerate(places):
+                results[place] = _translations(found, row, len(encoded[place]), self.target_vocabulary)
         if replace_unknown:
             return [
                 [_without_unknown(entry, source) for entry in found]
@@ -235,7 +238,9 @@ class RNNSearch(nn.Module):
         Raises:
             CheckpointError: a file is missing, is not what it should be, or holds weights that are not finite or
                 do not fit the configuration.
+            ValueError: there is no such backend.
         """
+        check_name(backend)
         saved = checkpoint.load(directory)
         with checkpoint.explained(directory):
             vocabularies = [Vocabulary(saved.vocabularies[side]) for side in ("source", "target")]
