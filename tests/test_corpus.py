@@ -79,6 +79,12 @@ def test_words_below_the_minimum_count_or_past_the_size_are_unknown():
     assert len(learn_vocabulary(words, ["a b c d"], size=6, min_count=1)) == 6
 
 
+def test_text_that_is_written_like_a_special_token_is_unknown():
+    vocabulary = learn_vocabulary(Words(), ["a </s> b"], size=9, min_count=1)
+    encoded = vocabulary.encode("a <pad> <s> </s> <unk> b".split())
+    assert encoded == [4, *[vocabulary.unk_id] * 4, 5, vocabulary.eos_id]
+
+
 def test_every_segmentation_is_saved_and_gives_the_text_back(tmp_path):
     texts = ["der hund läuft", "ein kleiner hund", "… die katze läuft ﬁn"] * 4
     pieces = SentencePiece.learn(texts, 60)

@@ -34,8 +34,12 @@ class Vocabulary:
         return len(self.tokens)
 
     def encode(self, tokens: Sequence[str]) -> list[int]:
-        """Ids with the end of sentence; a token that is not in the vocabulary becomes ``unk_id``."""
-        return [*(self._ids.get(token, self.unk_id) for token in tokens), self.eos_id]
+        """Ids with the end of sentence; a token that is not in the vocabulary becomes ``unk_id``.
+
+        So does one that is written like a special one: text ends no sentence and is no padding.
+        """
+        ids = (self._ids.get(token, self.unk_id) for token in tokens)
+        return [*(self.unk_id if id < len(SPECIALS) else id for id in ids), self.eos_id]
 
     def decode(self, ids: Iterable[int]) -> list[str]:
         """Tokens up to the end of sentence."""
