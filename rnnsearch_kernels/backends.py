@@ -47,6 +47,7 @@ class Backend:
     guarded    whether its kernels refuse wrong shapes, dtypes and devices by themselves with a RuntimeError;
                otherwise arguments are checked before every call
     missing    why it cannot be used at all, where it cannot
+    captures   op names whose kernels make CUDA graphs of their own: torch.compile keeps them out of its graphs
     """
 
     name: str
@@ -57,6 +58,7 @@ class Backend:
     compiled: tuple[str, ...] = ()
     guarded: bool = False
     missing: str | None = None
+    captures: tuple[str, ...] = ()
 
     @property
     def ops(self) -> tuple[str, ...]:
@@ -92,7 +94,7 @@ def register_backend(backend: Backend) -> None:
     key = {"cpu": "CPU", "cuda": "CUDA"}.get(backend.devices[0], "CompositeExplicitAutograd")
     if len(backend.devices) > 1:
         key = "CompositeExplicitAutograd"
-    mint(backend.name, backend.ops, dict(backend.kernels), key)
+    mint(backend.name, backend.ops, dict(backend.kernels), key, backend.captures)
     _backends[backend.name] = backend
     _chosen.clear()
 
@@ -187,5 +189,6 @@ register_backend(
         rank=5,
         kernels=triton.KERNELS,
         missing=triton.why_missing(),
+        captures=triton.LOOPS,
     )
 )

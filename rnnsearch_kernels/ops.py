@@ -27,11 +27,18 @@ PLANS: dict[str, Plan] = {op.name: Plan(op) for op in OPS}
 _library = library.Library(NAMESPACE, "FRAGMENT")
 
 
-def mint(overload: str, names: Sequence[str], kernels: dict[str, Callable[..., Any]], dispatch_key: str) -> None:
-    """Define the ops ``names`` for one backend. ``kernels`` are its Python kernels; C++ brings its own."""
+def mint(
+    overload: str,
+    names: Sequence[str],
+    kernels: dict[str, Callable[..., Any]],
+    dispatch_key: str,
+    captures: Sequence[str] = (),
+) -> None:
+    """Define the ops ``names`` for one backend. ``kernels`` are its Python kernels; C++ brings its own. ``captures``
+    are those that make CUDA graphs of their own."""
     minted = [op for op in OPS if op.name in names]
     for op in minted:
-        _library.define(op.signature(overload))
+        _library.define(op.signature(overload), tags=(torch.Tag.cudagraph_unsafe,) if op.name in captures else ())
         qualified = f"{NAMESPACE}::{op.name}.{overload}"
         if op.name in kernels:
             _library.impl(f"{op.name}.{overload}", kernels[op.name], dispatch_key)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -33,23 +32,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--poison"):
         os.environ[POISON] = "1"
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS is an error there
-
-
-def let_the_interpreter_count() -> None:
-    """Triton 3.6's interpreter makes a loop's bound of an array of one number, which numpy 2.4 refuses."""
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def patched(tensor: Any, scope: Any) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
-
-    interpreter._patch_lang_tensor = patched
-
-
-if os.environ.get("TRITON_INTERPRET") == "1":
-    let_the_interpreter_count()
 
 
 @pytest.fixture(autouse=True)

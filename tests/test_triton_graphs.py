@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from rnnsearch_kernels import triton
+from rnnsearch_kernels.ops import overload_of
 from rnnsearch_kernels.triton import graphs as house
 
 
@@ -96,6 +101,49 @@ def test_it_can_be_turned_off(monkeypatch):
     assert house.usable(cuda) and not house.usable(torch.device("cpu"))
     monkeypatch.setenv("RNNSEARCH_CUDA_GRAPHS", "0")
     assert not house.usable(cuda)
+
+
+@pytest.mark.parametrize("chosen", ["tf32", "ieee"])
+def test_a_graph_belongs_to_the_arithmetic_that_torch_is_told_by_its_newer_setting(monkeypatch, chosen):
+    launch = pytest.importorskip("rnnsearch_kernels.triton.launch")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=5))
+    # Once the newer setting is used, asking for the older one (allow_tf32) raises.
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision=chosen))
+    assert launch.precision() == {"tf32": "tf32", "ieee": "tf32x3"}[chosen]
+    assert house.surroundings(torch.device("cuda")) == (5, chosen)
+
+
+def test_a_capture_follows_a_plain_run_on_the_same_copies_and_has_a_stream_for_each_that_replays(monkeypatch):
+    events = []
+    current = SimpleNamespace(device=torch.device("cuda", 1), cuda_stream=7)
+
+    @contextmanager
+    def graph(graph, stream, capture_error_mode):
+        events.append(stream)
+        yield
+        events.append("end")
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: (device, current.cuda_stream))
+    house.capture_stream.cache_clear()
+
+    def loop(values):
+        events.append(values.data_ptr())
+        return (values,)
+
+    for current.cuda_stream in (7, 8, 7):
+        house.capture(loop, (torch.ones(2),))
+    house.capture_stream.cache_clear()
+    for first, stream, second, end in zip(*[iter(events)] * 4, strict=True):
+        assert first == second and stream[0] == current.device and end == "end"
+    assert [stream for _, stream in events[1::4]] == [7, 8, 7]
+
+
+def test_torch_compile_leaves_the_loops_out_of_its_own_graphs():
+    for op in triton.MODULES:
+        assert (torch.Tag.cudagraph_unsafe in overload_of(op, "triton").tags) == (op in triton.LOOPS), op
 
 
 @pytest.mark.parametrize("capturing", [True, False])

@@ -5,6 +5,9 @@ graph's own and the graph is replayed; the first time runs plainly, which also c
 shapes never come back is never captured. ``LIMIT`` graphs are kept, those used last; each holds a copy of the loop's
 arguments, results and temporaries. Capturing one synchronises the device once; replaying never does.
 
+torch.compile leaves the loops out of graphs of its own (``Backend.captures``): its warm-up takes all memory from a pool
+that it uses again, ours with it.
+
 ``RNNSEARCH_CUDA_GRAPHS=0`` turns this off, at any time. Inside somebody else's capture the launches are plain.
 """
 
@@ -14,6 +17,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,11 +30,22 @@ LIMIT = 8
 REMEMBERED = 64  # shapes seen once
 
 
+@cache
+def capture_stream(device: torch.device, stream: int) -> torch.cuda.Stream:
+    """Where what will be replayed on ``stream`` is captured. torch's own choice is one stream, on one device; and with
+    the stream goes cuBLAS's workspace, which graphs that run side by side must not share."""
+    return torch.cuda.Stream(device)
+
+
 def capture(function: Callable[..., Results], args: Sequence[Any]) -> Replay:
     """``function`` on copies of ``args``, captured, as a function of other arguments of the same shapes."""
     own = [arg.clone(memory_format=torch.contiguous_format) if isinstance(arg, Tensor) else arg for arg in args]
+    # A capture can load neither kernels (others, where the copies have other strides) nor this thread's cuBLAS.
+    function(*own)
+    current = torch.cuda.current_stream()
+    stream = capture_stream(current.device, current.cuda_stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         results = function(*own)
 
     def replay(args: Sequence[Any]) -> Results:
@@ -52,7 +67,7 @@ def usable(device: torch.device) -> bool:
 
 def surroundings(device: torch.device) -> Hashable:
     """What a graph depends on beside its arguments: its buffers are safe on one stream, its products of one kind."""
-    return torch.cuda.current_stream(device).cuda_stream, torch.backends.cuda.matmul.allow_tf32
+    return torch.cuda.current_stream(device).cuda_stream, torch.backends.cuda.matmul.fp32_precision
 
 
 class Graphs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import overload
+from typing import Any, overload
 
 import torch
 import triton.language as tl
@@ -13,6 +13,23 @@ from . import interpreting
 from .configs import Config, Table, chosen
 
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+def let_the_interpreter_count() -> None:
+    """Triton 3.6's interpreter makes a loop's bound of an array of one number, which numpy 2.4 refuses."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patched
+
+
+if interpreting():
+    let_the_interpreter_count()
 
 
 def blocks(size: int, block: int) -> int:
@@ -48,7 +65,7 @@ def config_of(table: Table, weight: Tensor) -> Config:
 
 def precision() -> str:
     """How float32 factors are multiplied: in three TF32 products, unless torch may take one."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
 @overload
