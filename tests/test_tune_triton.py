@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ def linear(tuner, monkeypatch):
     tunable, seen = tuner.TUNABLES[0], []
 
     def kernel(*args):
+        assert os.environ["RNNSEARCH_CUDA_GRAPHS"] == "0"
         seen.append(configs.chosen(configs.LINEAR, "sm_0", 4))
         return reference.linear(*args)
 
