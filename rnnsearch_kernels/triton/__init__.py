@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -53,11 +54,25 @@ def why_missing() -> str | None:
     return None
 
 
+@cache
+def refuse_old_gpu(device: torch.device) -> None:
+    """RuntimeError on NVIDIA GPUs older than Ampere, for which Triton makes no products of bfloat16 or TF32."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        raise RuntimeError(
+            f"the triton backend needs a GPU of compute capability 8.0 or later; {device} has {major}.{minor}: "
+            "choose backend='reference'"
+        )
+
+
 def _launcher(op: str, module: str) -> Callable[..., Any]:
     def launch(*args: Any) -> Any:
         return getattr(importlib.import_module(f"{__name__}.{module}"), op)(*args)
 
     def kernel(*args: Any) -> Any:
+        refuse_old_gpu(args[0].device)
         with torch.cuda.device_of(args[0]):  # Triton launches on the current device
             return run_loop(op, launch, args) if op in LOOPS else launch(*args)
 
