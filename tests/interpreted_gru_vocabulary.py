@@ -34,7 +34,8 @@ def topk(*args):
 
 @pytest.mark.parametrize(("B", "T", "H"), GRU_SIZES)
 def test_a_scan_of_any_size_holds_against_the_reference(B, T, H):
-    for seed, (absent, flags) in enumerate(variants(GRU, differentiable=True)):
+    # Every third: each argument there and not, each flag on and off. The self-test has them all.
+    for seed, (absent, flags) in enumerate(list(variants(GRU, differentiable=True))[::3]):
         args = example(GRU, seed=seed, sizes={**SIZES, "B": B, "T": T, "H": H}, absent=absent, flags=flags)
         wanted = differentiable_arguments(GRU, args)
         truth = values_and_grads(overload_of("gru_scan", "reference"), widen(args), wanted)
