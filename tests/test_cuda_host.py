@@ -143,6 +143,7 @@ def results(run: subprocess.CompletedProcess[bytes], *shapes: tuple[int, ...]) -
 CASES = [Case(dtype, reset_after, reverse=reset_after) for dtype in DTYPES for reset_after in (True, False)] + [
     Case(reset_after=False, plain=True, reverse=True, B=10, H=20, rows=10, units=16, seed=1),
     Case(B=9, H=33, rows=9, units=32, threads=32, T=2, seed=2),
+    Case(B=19, H=9, rows=19, units=16, threads=32, T=2, seed=3),  # two products of 16 rows, the second not full
 ]
 
 
