@@ -96,15 +96,17 @@ def test_error_against_float64_truth(name: str, dtype: torch.dtype) -> None:
 
 @each_isa
 @pytest.mark.parametrize("rows", [1, 12, 50])
-def test_bfloat16_weights_times_float32_rows_have_the_error_of_a_float32_product(rows: int) -> None:
-    """A weight of few bits is no reason to round what it is multiplied with."""
+def test_bfloat16_weights_times_float32_rows_have_the_error_of_a_float32_product(rows: int, isa: str) -> None:
+    """A weight of few bits is no reason to round what it is multiplied with, but where an instruction takes no other:
+    there the error is that of plain PyTorch in bfloat16, its rounding of the result not counted."""
     weight = torch.randn(67, 500).bfloat16()
     errors, plain_errors, truths = [], [], []
     for seed in range(SEEDS):
         input = torch.randn(rows, 500, generator=torch.Generator().manual_seed(seed))
         truth = input.double() @ weight.double().T
         errors.append(native_op("linear", input, weight, None)[0].double() - truth)
-        plain_errors.append((input @ weight.float().T).double() - truth)
+        taken = input.bfloat16().float() if isa == "avx512-bf16" else input
+        plain_errors.append((taken @ weight.float().T).double() - truth)
         truths.append(truth)
     bound = allowed(rms(torch.stack(plain_errors)), torch.stack(truths), torch.float32)
     assert rms(torch.stack(errors)) <= bound

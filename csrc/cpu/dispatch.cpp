@@ -66,7 +66,8 @@ const std::vector<Candidate>& candidates() {
 #if defined(__x86_64__)
       {&kX86V3,
        [] {
-         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
        }},
       {&kX86V4, has_v4},
       {&with_avx512_bf16(), has_avx512_bf16},

@@ -1,17 +1,46 @@
-// Products of a scan with bfloat16 weights packed once, on `vdpbf16ps`: each lane takes two products of bfloat16
-// numbers a time, twice the rate of float32. x is rounded to bfloat16, as PyTorch itself does with bfloat16 weights:
-// its second half would cost as much again, which is what the widened weights cost. Sums are float32, along the inputs.
+// Products with bfloat16 weights on `vdpbf16ps`: each lane takes two products of bfloat16 numbers a time, twice the
+// rate of float32, and nothing has to be widened. x is rounded to bfloat16, as PyTorch itself does with bfloat16
+// weights and as a GPU's tensor cores want it: a second half, as on AMX, would cost as much again, which is what the
+// widened weights cost. Sums are float32, along the inputs.
 #if defined(__x86_64__)
 #define RNNSEARCH_ISA avx512_bf16
 #define RNNSEARCH_VECTOR_BYTES 64
 #define RNNSEARCH_REGISTERS 32
 #define RNNSEARCH_TARGET "arch=x86-64-v4,avx512bf16"
+#include "linear.h"
 #include "panel.h"
 
 namespace rnnsearch {
 namespace RNNSEARCH_ISA {
 namespace {
 
+// Pairs of inputs are multiplied and added to one lane.
+struct PairedDot {
+  using Storage = BFloat16;
+  using T = float;
+  using Packed = BFloat16;
+  using Input = __m512bh;
+  using Weight = __m512bh;
+  static constexpr int64_t width = 32;
+  static INLINE int64_t row_size(int64_t inputs) { return (inputs + width - 1) / width * width; }
+  static INLINE Input input(const BFloat16* x) { return (__m512bh)_mm512_loadu_si512(x); }
+  static INLINE Weight weight(const BFloat16* p) { return (__m512bh)_mm512_loadu_si512(p); }
+  static INLINE Weight weight(const BFloat16* p, int64_t count) {
+    return (__m512bh)_mm512_maskz_loadu_epi16(static_cast<__mmask32>((1u << count) - 1), p);
+  }
+  static INLINE void add(FloatVector& total, const Input& x, const Weight& w) {
+    total = FloatVector(_mm512_dpbf16_ps(__m512(total), x, w));
+  }
+  static INLINE void pack_row(const Rows& rows, int64_t r, int64_t inputs, BFloat16* packed) {
+    for (int64_t i = 0; i < row_size(inputs); i += lanes<float>) {
+      FloatVector x = {};
+      if (i < inputs) x = load_either<BFloat16>(rows.data, rows.is_storage, r * rows.stride + i, inputs - i);
+      store(packed + i, x);
+    }
+  }
+};
+
+// The packed weights of a scan.
 struct TwoByTwo {
   static INLINE FloatVector slot(const float* x) {
     int32_t pair;
@@ -64,6 +93,7 @@ void pair_rows(const PairRowsArgs<float>& args) {
 }  // namespace
 }  // namespace RNNSEARCH_ISA
 
+constexpr ProductKernels<BFloat16> kAvx512Bf16Products = avx512_bf16::products<avx512_bf16::PairedDot>();
 constexpr PackedProducts<BFloat16> kAvx512Bf16Packed = {
     avx512_bf16::pack_pairs, avx512_bf16::panels<float, avx512_bf16::TwoByTwo>, avx512_bf16::pair_rows};
 }  // namespace rnnsearch

@@ -1,7 +1,7 @@
 // y = x weightᵀ + bias for few rows, in dot form: each (row, output) has one vector accumulator that runs along the
 // inputs, and one sum across lanes at the end. The weights are read where they lie, in torch's (O, I) layout: a packed
 // copy reads no faster, and would be a second copy to keep in step. Since no accumulator is shared, a row's result
-// does not depend on which rows stand beside it.
+// does not depend on which rows stand beside it. How a vector of inputs meets one of weights is a Dot's business.
 #pragma once
 
 #include "arithmetic.h"
@@ -18,27 +18,49 @@ inline constexpr int64_t kRowBlock = 48;
 // The arrays of a tile live in registers only where every loop over them is unrolled from the start.
 #define RNNSEARCH_UNROLL _Pragma("GCC unroll 8")
 
-// Inputs [i, i + n) of one tile; `load_weight(o)` is output o's part of them.
-template <class S, int rows, int outputs, class Load>
-INLINE void dot_inputs(Vec<Accumulate<S>> (&total)[rows][outputs], const Accumulate<S>* x, int64_t x_stride,
+// The weights are widened to the accumulate type, which the rows are packed in.
+template <class S>
+struct WidenedDot {
+  using Storage = S;
+  using T = Accumulate<S>;
+  using Packed = T;
+  using Input = Vec<T>;
+  using Weight = Vec<T>;
+  static constexpr int64_t width = lanes<T>;  // inputs of a vector
+  static INLINE int64_t row_size(int64_t inputs) { return padded<T>(inputs); }
+  static INLINE Input input(const Packed* x) { return load(x); }
+  static INLINE Weight weight(const S* p) { return load(p); }
+  static INLINE Weight weight(const S* p, int64_t count) { return load(p, count); }
+  static INLINE void add(Vec<T>& total, const Input& x, const Weight& w) { total += x * w; }
+  static INLINE void pack_row(const Rows& rows, int64_t r, int64_t inputs, Packed* packed) {
+    for (int64_t i = 0; i < row_size(inputs); i += width)
+      store(packed + i, load_either<S>(rows.data, rows.is_storage, r * rows.stride + i, inputs - i));
+  }
+};
+
+// One vector of inputs of a tile; `load_weight(o)` is output o's part of them.
+template <class Dot, int rows, int outputs, class Load>
+INLINE void dot_inputs(Vec<typename Dot::T> (&total)[rows][outputs], const typename Dot::Packed* x, int64_t row_size,
                        const Load& load_weight) {
-  Vec<Accumulate<S>> w[outputs];
+  typename Dot::Weight w[outputs];
   RNNSEARCH_UNROLL
   for (int o = 0; o < outputs; ++o) w[o] = load_weight(o);
   RNNSEARCH_UNROLL
   for (int r = 0; r < rows; ++r) {
-    const Vec<Accumulate<S>> v = load(x + r * x_stride);
+    const typename Dot::Input v = Dot::input(x + r * row_size);
     RNNSEARCH_UNROLL
-    for (int o = 0; o < outputs; ++o) total[r][o] += v * w[o];
+    for (int o = 0; o < outputs; ++o) Dot::add(total[r][o], v, w[o]);
   }
 }
 
 // Meanwhile `fetched` rows from `ahead` on are brought into the second-level cache.
-template <class S, int rows, int outputs, int fetched>
-INLINE void dot_tile(const Accumulate<S>* x, int64_t x_stride, const S* weight, int64_t weight_stride, int64_t I,
-                     const S* ahead, Accumulate<S>* y, int64_t y_stride, const Accumulate<S>* bias) {
-  using T = Accumulate<S>;
-  constexpr int n = lanes<T>;
+template <class Dot, int rows, int outputs, int fetched>
+INLINE void dot_tile(const typename Dot::Packed* x, const typename Dot::Storage* weight, int64_t weight_stride,
+                     int64_t I, const typename Dot::Storage* ahead, typename Dot::T* y, int64_t y_stride,
+                     const typename Dot::T* bias) {
+  using T = typename Dot::T;
+  constexpr int64_t n = Dot::width;
+  const int64_t row_size = Dot::row_size(I);
   const Vec<T> zero = {};
   Vec<T> total[rows][outputs];
   RNNSEARCH_UNROLL
@@ -50,9 +72,10 @@ INLINE void dot_tile(const Accumulate<S>* x, int64_t x_stride, const S* weight, 
   for (; i + n <= I; i += n) {
     RNNSEARCH_UNROLL
     for (int o = 0; o < fetched; ++o) __builtin_prefetch(ahead + o * weight_stride + i, 0, 2);
-    dot_inputs<S>(total, x + i, x_stride, [&](int o) { return load(weight + o * weight_stride + i); });
+    dot_inputs<Dot>(total, x + i, row_size, [&](int o) { return Dot::weight(weight + o * weight_stride + i); });
   }
-  if (i < I) dot_inputs<S>(total, x + i, x_stride, [&](int o) { return load(weight + o * weight_stride + i, I - i); });
+  if (i < I)
+    dot_inputs<Dot>(total, x + i, row_size, [&](int o) { return Dot::weight(weight + o * weight_stride + i, I - i); });
   RNNSEARCH_UNROLL
   for (int r = 0; r < rows; ++r) {
     T sums[kOutputTile];
@@ -66,17 +89,18 @@ INLINE void dot_tile(const Accumulate<S>* x, int64_t x_stride, const S* weight, 
   }
 }
 
-template <class S, int outputs>
-void dot_rows(int64_t rows, const Accumulate<S>* x, int64_t x_stride, const S* weight, int64_t weight_stride, int64_t I,
-              const S* next, Accumulate<S>* y, int64_t y_stride, const Accumulate<S>* bias) {
+template <class Dot, int outputs>
+void dot_rows(int64_t rows, const typename Dot::Packed* x, const typename Dot::Storage* weight, int64_t weight_stride,
+              int64_t I, const typename Dot::Storage* next, typename Dot::T* y, int64_t y_stride,
+              const typename Dot::T* bias) {
   const int64_t tiles = (rows + kRowTile - 1) / kRowTile;
   for (int64_t tile = 0, r = 0; tile < tiles; ++tile) {
     // As even as whole rows allow: 8 are 4 + 4, not 6 + 2.
     const int64_t take = rows / tiles + (tile < rows % tiles);
     choose<kRowTile>(take, [&](auto count) {
-      const auto run = [&](auto fetched, const S* ahead) {
-        dot_tile<S, decltype(count)::value, outputs, decltype(fetched)::value>(
-            x + r * x_stride, x_stride, weight, weight_stride, I, ahead, y + r * y_stride, y_stride, bias);
+      const auto run = [&](auto fetched, const typename Dot::Storage* ahead) {
+        dot_tile<Dot, decltype(count)::value, outputs, decltype(fetched)::value>(
+            x + r * Dot::row_size(I), weight, weight_stride, I, ahead, y + r * y_stride, y_stride, bias);
       };
       // Every tile of rows fetches its share, so that memory is busy all the time; with many, compute is what counts.
       if (next == nullptr || tile >= kOutputTile)
@@ -92,27 +116,23 @@ void dot_rows(int64_t rows, const Accumulate<S>* x, int64_t x_stride, const S* w
   }
 }
 
-template <class S>
+template <class Dot>
 int64_t packed_bytes(int64_t rows, int64_t inputs) {
-  return rows * padded<Accumulate<S>>(inputs) * static_cast<int64_t>(sizeof(Accumulate<S>));
+  return rows * Dot::row_size(inputs) * static_cast<int64_t>(sizeof(typename Dot::Packed));
 }
 
-template <class S>
+template <class Dot>
 void pack(const Rows& rows, int64_t inputs, int64_t begin, int64_t end, void* packed) {
-  using T = Accumulate<S>;
-  const int64_t width = padded<T>(inputs);
   for (int64_t r = begin; r < end; ++r)
-    for (int64_t i = 0; i < width; i += lanes<T>)
-      store(static_cast<T*>(packed) + r * width + i,
-            load_either<S>(rows.data, rows.is_storage, r * rows.stride + i, inputs - i));
+    Dot::pack_row(rows, r, inputs, static_cast<typename Dot::Packed*>(packed) + r * Dot::row_size(inputs));
 }
 
-template <class S>
-void linear(const LinearArgs<S>& args) {
-  using T = Accumulate<S>;
-  const int64_t x_stride = padded<T>(args.I), rows = args.row_end - args.row_begin;
-  const T* x = static_cast<const T*>(args.packed) + args.row_begin * x_stride;
-  const int64_t stride = args.weight.stride;
+template <class Dot>
+void linear(const LinearArgs<typename Dot::Storage>& args) {
+  using T = typename Dot::T;
+  using S = typename Dot::Storage;
+  const int64_t rows = args.row_end - args.row_begin, stride = args.weight.stride;
+  const auto* x = static_cast<const typename Dot::Packed*>(args.packed) + args.row_begin * Dot::row_size(args.I);
   for (int64_t o = args.output_begin; o < args.output_end;) {
     const bool whole = o + kOutputTile <= args.output_end;
     const int64_t take = whole ? kOutputTile : 1;
@@ -123,11 +143,16 @@ void linear(const LinearArgs<S>& args) {
       for (int64_t b = 0; b < take; ++b) bias[b] = scalar(args.bias[o + b]);
     T* y = args.y + (o - args.output_begin);
     if (whole)
-      dot_rows<S, kOutputTile>(rows, x, x_stride, weight, stride, args.I, next, y, args.y_stride, bias);
+      dot_rows<Dot, kOutputTile>(rows, x, weight, stride, args.I, next, y, args.y_stride, bias);
     else
-      dot_rows<S, 1>(rows, x, x_stride, weight, stride, args.I, next, y, args.y_stride, bias);
+      dot_rows<Dot, 1>(rows, x, weight, stride, args.I, next, y, args.y_stride, bias);
     o += take;
   }
+}
+
+template <class Dot>
+constexpr ProductKernels<typename Dot::Storage> products() {
+  return {kRowBlock, packed_bytes<Dot>, pack<Dot>, linear<Dot>};
 }
 }  // namespace RNNSEARCH_ISA
 }  // namespace rnnsearch
