@@ -186,7 +186,7 @@ register_backend(
         "triton",
         devices=triton.devices(),
         dtypes=triton.DTYPES,
-        rank=5,
+        rank=-1,  # below the reference: `auto` is to prefer it once it has passed on a GPU
         kernels=triton.KERNELS,
         missing=triton.why_missing(),
         captures=triton.LOOPS,

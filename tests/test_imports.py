@@ -20,7 +20,7 @@ FLOORS = [
     {"ops"},
     {"backends"},
     {"functional"},
-    {"modules"},
+    {"modules", "planning"},
     {"__init__"},
     {"selftest"},
     {"__main__"},
