@@ -1,6 +1,6 @@
 """Fused additive-attention decoding for PyTorch: attention, softmax, context and GRU step as one op."""
 
-from .backends import Backend, decompositions, list_backends, register_backend
+from .backends import Backend, check_backend, decompositions, list_backends, register_backend
 from .functional import additive_attention, decoder_scan, decoder_step, gru_scan, linear, vocabulary_topk
 from .modules import DecoderOutput, FusedBahdanauDecoder, PreparedMemory
 
@@ -12,6 +12,7 @@ __all__ = [
     "FusedBahdanauDecoder",
     "PreparedMemory",
     "additive_attention",
+    "check_backend",
     "decoder_scan",
     "decoder_step",
     "decompositions",

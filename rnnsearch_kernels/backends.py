@@ -150,14 +150,14 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     return {overload_of(op, backend.name): getattr(reference, op) for backend in list_backends() for op in backend.ops}
 
 
-def check_name(name: str) -> None:
+def check_backend(name: str) -> None:
     """``ValueError`` for what is neither ``auto`` nor the name of a backend."""
     if name != AUTO and name not in _backends:
         raise ValueError(f"`backend` must be one of {[AUTO, *_backends]}; got {name!r}")
 
 
 def _named(name: str) -> Backend:
-    check_name(name)
+    check_backend(name)
     return _backends[name]
 
 

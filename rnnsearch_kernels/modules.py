@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .backends import AUTO, check_name
+from .backends import AUTO, check_backend
 from .checks import check_lengths, check_mask, check_tensor, padding_mask
 from .functional import decoder_scan, decoder_step, linear
 from .reference.dtypes import accumulate_dtype
@@ -107,7 +107,7 @@ class FusedBahdanauDecoder(nn.Module):
         ):
             if size < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {size}")
-        check_name(backend)
+        check_backend(backend)
         made = {"device": device, "dtype": dtype}
         self.input_size, self.hidden_size = input_size, hidden_size
         self.memory_size, self.attention_size = memory_size, attention_size

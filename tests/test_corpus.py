@@ -81,7 +81,7 @@ def test_words_below_the_minimum_count_or_past_the_size_are_unknown():
 
 def test_text_that_is_written_like_a_special_token_is_unknown():
     vocabulary = learn_vocabulary(Words(), ["a </s> b"], size=9, min_count=1)
-    encoded = vocabulary.encode("a <pad> <s> </s> <unk> b".split())
+    encoded = vocabulary.encode(["a", "<pad>", "<s>", "</s>", "<unk>", "b"])
     assert encoded == [4, *[vocabulary.unk_id] * 4, 5, vocabulary.eos_id]
 
 

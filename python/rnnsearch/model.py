@@ -16,8 +16,7 @@ from rnnsearch.candidates import TopK
 from rnnsearch.config import RNNSearchConfig
 from rnnsearch.data import pad
 from rnnsearch.vocabulary import UNK, Vocabulary
-from rnnsearch_kernels import FusedBahdanauDecoder, PreparedMemory, gru_scan, linear, vocabulary_topk
-from rnnsearch_kernels.backends import check_name
+from rnnsearch_kernels import FusedBahdanauDecoder, PreparedMemory, check_backend, gru_scan, linear, vocabulary_topk
 
 
 @dataclass(frozen=True)
@@ -240,7 +239,7 @@ class RNNSearch(nn.Module):
                 do not fit the configuration.
             ValueError: there is no such backend.
         """
-        check_name(backend)
+        check_backend(backend)
         saved = checkpoint.load(directory)
         with checkpoint.explained(directory):
             vocabularies = [Vocabulary(saved.vocabularies[side]) for side in ("source", "target")]
