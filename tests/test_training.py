@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,15 @@ def test_ctrl_c_leaves_the_best_model_whole(tmp_path: Path, during: str) -> None
     assert dev_loss(loaded, reversals(8, 2), 8) == pytest.approx(reports[0].dev_loss)
 
 
+@pytest.fixture
+def sigint_raises() -> Iterator[None]:
+    """As in a terminal; a job in a shell's background inherits that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint_raises")
 def test_ctrl_c_ends_the_run_after_the_minibatch_and_a_second_one_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = []
     original = torch.optim.Adam.step
