@@ -84,10 +84,12 @@ def gru(name: str, registers: int, *, hidden: int = 1000, **flags: bool) -> Kern
 KERNELS: tuple[Kernel, ...] = (
     Kernel("attention", "score_kernel", configs.SCORE, 96, 512, ("keys_ptr", "score_weight_ptr"), MASKS),
     Kernel("attention", "reduce_kernel", configs.REDUCE, 96, 512, ("values_ptr", "output_ptr"), MASKS),
-    Kernel("attention", "grad_weights_kernel", configs.GRAD_WEIGHTS, 96, 512, ("values_ptr",), MASKS),
-    Kernel("attention", "grad_query_kernel", configs.GRAD_QUERY, 96, 512, ("keys_ptr", "score_weight_ptr"), MASKS),
+    Kernel("attention_backward", "grad_weights_kernel", configs.GRAD_WEIGHTS, 96, 512, ("values_ptr",), MASKS),
     Kernel(
-        "attention",
+        "attention_backward", "grad_query_kernel", configs.GRAD_QUERY, 96, 512, ("keys_ptr", "score_weight_ptr"), MASKS
+    ),
+    Kernel(
+        "attention_backward",
         "grad_keys_kernel",
         configs.GRAD_KEYS,
         96,

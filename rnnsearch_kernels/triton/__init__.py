@@ -20,7 +20,7 @@ from .graphs import run_loop
 # Op -> the module of this package that holds the launcher of that name.
 MODULES: dict[str, str] = {
     "additive_attention": "attention",
-    "additive_attention_backward": "attention",
+    "additive_attention_backward": "attention_backward",
     "decoder_step": "decoder",
     "decoder_scan": "decoder",
     "decoder_scan_backward": "decoder_backward",

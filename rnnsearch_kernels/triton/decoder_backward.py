@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention import attend_backward, keys_backward
+from .attention_backward import attend_backward, keys_backward
 from .configs import GATES
 from .decoder import gates_of_memory, joined, load_entering, real_memory, steps_within
 from .gru import gru_new_state_backward, gru_reset_backward
