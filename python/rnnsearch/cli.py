@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,11 @@ from rnnsearch import pronunciation
 from rnnsearch.checkpoint import CheckpointError
 from rnnsearch.model import RNNSearch
 
+# Commands that have a room of their own, with `main(arguments) -> status`: imported when they are asked for.
+COMMANDS = {
+    "train": ("rnnsearch.train_command", "train a translation model on parallel text"),
+}
+
 
 class UserError(Exception):
     """Something the user can put right; the message is one sentence."""
@@ -24,12 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stdout has gone, as in ``rnnsearch pronounce ... | head -1``."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if given[:1] == ["train"]:  # its options are the fields of its settings
-            from rnnsearch import train_command
-
-            return train_command.main(given[1:])
-        options = _parser().parse_args(given)
-        status = int(options.run(options))
+        if given and given[0] in COMMANDS:
+            status = importlib.import_module(COMMANDS[given[0]][0]).main(given[1:])
+        else:
+            options = _parser().parse_args(given)
+            status = int(options.run(options))
         sys.stdout.flush()
         return status
     except BrokenPipeError:
@@ -88,7 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_decoding(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
-    commands.add_parser("train", help="train a translation model on parallel text (rnnsearch train --help)")
+    for name, (_, help) in COMMANDS.items():
+        commands.add_parser(name, help=f"{help} (rnnsearch {name} --help)")
 
     train = commands.add_parser(
         "train-pronunciation",
