@@ -13,7 +13,7 @@ from rnnsearch.checkpoint import CheckpointError
 from rnnsearch.corpus import CorpusError, ParallelText, Skips
 from rnnsearch.data import Pair
 from rnnsearch.segmentation import Characters, SentencePiece, Words, learn_vocabulary
-from rnnsearch.stream import BatchStream, Position, cut_batches
+from rnnsearch.stream import BatchStream, Minibatch, Position, cut_batches
 
 
 def write(path: Path, *lines: str | bytes) -> Path:
@@ -110,26 +110,26 @@ def stream(tmp_path: Path, seed: int = 1, **options) -> BatchStream:
     return BatchStream(corpus, encode, **settings)
 
 
-def take(stream: BatchStream, position: Position, count: int) -> list:
+def take(stream: BatchStream, position: Position, count: int) -> list[Minibatch]:
     return [entry for entry, _ in zip(stream(position), range(count), strict=False)]
 
 
 @pytest.mark.parametrize("tokens", [0, 30])
 def test_a_stream_goes_on_from_any_position_with_the_same_minibatches(tmp_path, tokens):
     all = take(stream(tmp_path, tokens=tokens), Position(), 40)
-    assert all[-1][1].epoch >= 1
+    assert all[-1].position.epoch >= 1
     for place in range(39):
-        assert take(stream(tmp_path, tokens=tokens), all[place][1], 1) == [all[place + 1]]
+        assert take(stream(tmp_path, tokens=tokens), all[place].position, 1) == [all[place + 1]]
 
 
 def test_every_epoch_holds_every_pair_once_in_an_order_of_its_own(tmp_path):
     orders: list[list[int]] = [[], []]
-    for pairs, position in take(stream(tmp_path), Position(), 26):
+    for pairs, position, _ in take(stream(tmp_path), Position(), 26):
         orders[position.epoch] += [pair.source[0] for pair in pairs]
     assert Counter(orders[0]) == Counter(orders[1]) == Counter(range(50))
     assert orders[0] != orders[1]
     assert orders[0] != [
-        pair.source[0] for pairs, _ in take(stream(tmp_path, seed=2), Position(), 13) for pair in pairs
+        pair.source[0] for batch in take(stream(tmp_path, seed=2), Position(), 13) for pair in batch.pairs
     ]
 
 
@@ -137,19 +137,23 @@ def test_an_epochs_last_minibatch_is_known_as_such_though_only_unusable_pairs_fo
     short = stream(tmp_path, size=1, sort=1, max_length=6)  # groups of one pair, many of them too long
     entries = take(short, Position(), 80)
     ends = 0
-    for (_, position), (_, following) in itertools.pairwise(entries):
+    for (_, position, _), (_, following, _) in itertools.pairwise(entries):
         last = following.epoch > position.epoch
         ends += last
         assert (position == Position(position.epoch, 50, 0)) == last
-        assert take(short, position, 1)[0][1] == following
+        assert take(short, position, 1)[0].position == following
     assert ends >= 3
 
 
-def test_too_long_pairs_are_left_out_and_counted_once(tmp_path):
-    short = stream(tmp_path, max_length=10)
-    take(short, Position(), 30)
-    too_long = sum(1 + place * 7 % 13 + 1 > 10 for place in range(50))
-    assert short.corpus.skips.counts == {"more than 10 tokens": too_long}
+@pytest.mark.parametrize("options", [{}, {"size": 1, "sort": 1}])
+def test_too_long_pairs_are_left_out_and_named_once_wherever_a_run_goes_on(tmp_path, options):
+    short = stream(tmp_path, max_length=6, **options)
+    all = take(short, Position(), 80)
+    too_long = {f"{tmp_path / 's'}, line {place + 1}" for place in range(50) if 1 + place * 7 % 13 + 1 > 6}
+    for stop in range(79):
+        parts = [*all[: stop + 1], *take(short, all[stop].position, 79 - stop)]
+        named = [where for batch in parts for where, why in batch.left_out]
+        assert len(named) == len(too_long) and set(named) == too_long
     with pytest.raises(ValueError, match="at most 1 tokens"):
         take(stream(tmp_path, max_length=1), Position(), 1)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rnnsearch import cli, snapshots, train_command, trainer
+from rnnsearch import cli, loss, snapshots, train_command, trainer
 from rnnsearch.optimization import rate_factor
 from rnnsearch.settings import OptimizerOptions
 from rnnsearch.train_command import read_settings
@@ -186,8 +186,9 @@ def test_a_metric_that_cannot_be_had_is_said_before_training(text, tmp_path, cap
 def test_a_signal_saves_and_ends_wherever_it_comes_and_the_run_goes_on_bit_for_bit(
     text, whole, tmp_path, monkeypatch, where, which
 ):
-    directory, name = tmp_path / "run", {"update": "to_batch", "measure": "mean_loss"}[where]
-    inner, calls = getattr(trainer, name), []
+    directory = tmp_path / "run"
+    place, name = {"update": (loss, "model_loss"), "measure": (trainer, "mean_loss")}[where]
+    inner, calls = getattr(place, name), []
 
     def interrupted(*args, **kwargs):
         calls.append(1)
@@ -196,7 +197,7 @@ def test_a_signal_saves_and_ends_wherever_it_comes_and_the_run_goes_on_bit_for_b
         return inner(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, name, interrupted)
+        patch.setattr(place, name, interrupted)
         assert train(*arguments(text, directory)) == 128 + which
     assert everything_saved(directory) == {"update": 2, "measure": 8}[where]
     assert train("--resume", str(directory)) == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,17 @@ class Batch(NamedTuple):
     target_input: Tensor  # (B, T): beginning of sentence, then the target without its end
     target: Tensor  # (B, T): the target with its end, padded
     tokens: int  # in `target`, ends counted, padding not
+
+    def to(self, device: torch.device) -> Batch:
+        """Without waiting for the copy, where the batch is in pinned memory."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        lengths = None if self.source_lengths is None else change(self.source_lengths)
+        return Batch(change(self.source), lengths, change(self.target_input), change(self.target), self.tokens)
 
 
 def encode_pairs(

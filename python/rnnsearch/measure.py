@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rnnsearch.data import Batch, Pair, collate
+from rnnsearch.data import Pair, collate
 from rnnsearch.loss import model_loss
 from rnnsearch.model import RNNSearch, Translation
 from rnnsearch.processes import Processes
@@ -20,17 +20,6 @@ Interrupted = Callable[[], bool]
 
 class InterruptedMeasure(Exception):
     """The measure was given up because the run was asked to end."""
-
-
-def to_batch(pairs: Sequence[Pair], model: RNNSearch, device: torch.device) -> Batch:
-    batch = collate(pairs, pad_id=model.config.pad_id, bos_id=model.config.bos_id)
-    return Batch(
-        batch.source.to(device),
-        None if batch.source_lengths is None else batch.source_lengths.to(device),
-        batch.target_input.to(device),
-        batch.target.to(device),
-        batch.tokens,
-    )
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
@@ -54,12 +43,13 @@ def mean_loss(
     """
     batches = cut_batches(pairs, size)
     total = tokens = 0.0
-    training = model.training
+    training, config = model.training, model.config
     model.eval()
     try:
         for start in range(0, len(batches), processes.count):
             if start + processes.rank < len(batches):
-                batch = to_batch(batches[start + processes.rank], model, processes.device)
+                rows = batches[start + processes.rank]
+                batch = collate(rows, pad_id=config.pad_id, bos_id=config.bos_id).to(processes.device)
                 with autocast(processes.device, precision):
                     total += float(model_loss(model, batch)) * batch.tokens
                 tokens += batch.tokens

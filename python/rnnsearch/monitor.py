@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +22,46 @@ class Monitor:
         self.loud, self.log_every = loud, log_every
         self._writer = _writer(tensorboard) if loud and tensorboard is not None else None
         self._since, self._updates, self._tokens, self._loss = time.monotonic(), 0, 0, 0.0
+        self._waited = 0.0
         self._began: tuple[float, float] | None = None
 
     def say(self, text: str) -> None:
         if self.loud:
             print(text, file=sys.stderr, flush=True)
 
-    def update(self, update: int, *, epoch: int, loss: float, tokens: int, rate: float, progress: float) -> None:
-        """One update: the mean ``loss`` of its ``tokens``, the learning rate, the part of the run that is done."""
+    def update(
+        self, update: int, *, epoch: int, loss: float, tokens: int, rate: float, progress: float, waited: float
+    ) -> None:
+        """One update: the mean ``loss`` of its ``tokens``, the learning rate, the part of the run that is done, and the
+        seconds that were ``waited`` for data since the run began."""
         now = time.monotonic()
         if self._began is None:
             self._began = (now, progress)
         self._updates, self._tokens, self._loss = self._updates + 1, self._tokens + tokens, self._loss + loss * tokens
         if self._updates < self.log_every:
             return
-        speed, mean = self._tokens / max(now - self._since, 1e-9), self._loss / max(self._tokens, 1)
+        passed = max(now - self._since, 1e-9)
+        speed, mean = self._tokens / passed, self._loss / max(self._tokens, 1)
+        waiting = (waited - self._waited) / passed
         left = ""
         began, before = self._began
         if progress > before:
             seconds = (now - began) / (progress - before) * (1 - progress)
             left = f", {_clock(seconds)} left"
-        self.say(f"update {update}, epoch {epoch}: loss {mean:.4f}, {speed:,.0f} tokens/s, rate {rate:.2g}{left}")
-        self.curves(update, {"train/loss": mean, "train/tokens_per_second": speed, "train/rate": rate})
-        self._since, self._updates, self._tokens, self._loss = now, 0, 0, 0.0
+        said = f"loss {mean:.4f}, {speed:,.0f} tokens/s, {waiting:.1%} waiting for data, rate {rate:.2g}{left}"
+        self.say(f"update {update}, epoch {epoch}: {said}")
+        curves = {"loss": mean, "tokens_per_second": speed, "waiting": waiting, "rate": rate}
+        self.curves(update, {f"train/{name}": value for name, value in curves.items()})
+        self._since, self._updates, self._tokens, self._loss, self._waited = now, 0, 0, 0.0, waited
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done meanwhile does not count as training in the tokens a second."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since += time.monotonic() - began
 
     def curves(self, update: int, values: Mapping[str, float]) -> None:
         if self._writer is not None:

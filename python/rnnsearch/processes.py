@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+
+from rnnsearch.config import RNNSearchConfig
+from rnnsearch.data import Batch, collate
+from rnnsearch.stream import Minibatch
+
+
+class Share(NamedTuple):
+    """A minibatch, and this process' rows of it as they go into the model."""
+
+    whole: Minibatch
+    batch: Batch
+    tokens: int  # of the batch; 0 where it has no row: it is then one that counts nothing, the others wait for it
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,15 @@ class Processes:
 
     def shard(self, items: list) -> list:
         return items[self.rank :: self.count]
+
+    def shares(self, minibatches: Iterable[Minibatch], config: RNNSearchConfig) -> Iterator[Share]:
+        """This process' rows of each, padded; in pinned memory where they are for a GPU."""
+        for whole in minibatches:
+            rows = self.shard(whole.pairs)
+            batch = collate(rows or whole.pairs[:1], pad_id=config.pad_id, bos_id=config.bos_id)
+            if self.device.type == "cuda":
+                batch = batch.pin_memory()
+            yield Share(whole, batch, batch.tokens if rows else 0)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -26,16 +27,22 @@ class Position:
     batch: int = 0
 
 
+class Minibatch(NamedTuple):
+    pairs: list[Pair]
+    position: Position  # behind it
+    left_out: Sequence[tuple[str, str]]  # where too long pairs stood, and why they are left out: once in a run
+
+
 @dataclass(frozen=True)
 class BatchStream:
     """As in the paper (section 4.2), the epoch's random order is taken ``sort * size`` pairs at a time, sorted by
-    length and cut into minibatches, which come in random order.
+    length and cut into minibatches, which come in random order. It has no state: any thread may read it.
 
     Args:
         encode: a pair of texts to ids.
         size: pairs a minibatch at most.
         tokens: above 0, padded tokens of a minibatch's sources or targets at most (a longer pair stands alone).
-        max_length: a pair that is longer on a side is left out and counted.
+        max_length: a pair that is longer on a side is left out.
     """
 
     corpus: ParallelText
@@ -46,50 +53,57 @@ class BatchStream:
     max_length: int
     seed: int
 
-    def __call__(self, position: Position) -> Iterator[tuple[list[Pair], Position]]:
-        """Minibatches from ``position`` on, each with the position behind it."""
+    def __call__(self, position: Position) -> Iterator[Minibatch]:
+        """Minibatches from ``position`` on."""
         epoch, start, skipped = position.epoch, position.start, position.batch
         while True:
             generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
             order = torch.randperm(len(self.corpus), generator=generator)
-            groups = self._groups(order, epoch, start, counted=skipped > 0)
-            current = next(groups, None)
-            if current is None and start == 0:
-                raise ValueError(f"no pair is at most {self.max_length} tokens long: raise `data.max_length`")
-            while current is not None:
-                start, group = current
-                # Groups without a usable pair belong to the one before: its last minibatch may be the epoch's.
-                following = next(groups, None)
-                end = len(self.corpus) if following is None else following[0]
-                generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch, start))
+            usable = start > 0
+            for begin, end, group, left_out in self._groups(order, start):
+                usable = True
+                generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch, begin))
                 places = torch.randperm(len(group), generator=generator).tolist()
                 for number in range(skipped, len(group)):
                     last = number + 1 == len(group)
-                    behind = Position(epoch, end, 0) if last else Position(epoch, start, number + 1)
-                    yield group[places[number]], behind
-                current, skipped = following, 0
+                    behind = Position(epoch, end, 0) if last else Position(epoch, begin, number + 1)
+                    yield Minibatch(group[places[number]], behind, left_out if epoch == number == 0 else ())
+                skipped = 0
+            if not usable:
+                raise ValueError(f"no pair is at most {self.max_length} tokens long: raise `data.max_length`")
             epoch, start, skipped = epoch + 1, 0, 0
 
     def _groups(
-        self, order: torch.Tensor, epoch: int, start: int, *, counted: bool
-    ) -> Iterator[tuple[int, list[list[Pair]]]]:
-        """Where each group that has minibatches begins, from ``start`` on; ``counted``: the first one's long pairs."""
-        step = self.size * self.sort
-        for place in range(start, len(self.corpus), step):
-            group = self._group(order[place : place + step].tolist(), epoch, first=not (counted and place == start))
-            if group:
-                yield place, group
+        self, order: torch.Tensor, start: int
+    ) -> Iterator[tuple[int, int, list[list[Pair]], list[tuple[str, str]]]]:
+        """From ``start`` on: where a group begins and the next one does, its minibatches, and what is left out.
 
-    def _group(self, indices: Sequence[int], epoch: int, *, first: bool) -> list[list[Pair]]:
-        pairs = []
+        Pairs in a row without a usable one belong to the group before: its last minibatch may be the epoch's.
+        """
+        step = self.size * self.sort
+        begin = start
+        group: list[list[Pair]] = []
+        left_out: list[tuple[str, str]] = []
+        for place in range(start, len(self.corpus), step):
+            found, too_long = self._group(order[place : place + step].tolist())
+            if found and group:
+                yield begin, place, group, left_out
+                left_out = []
+            if found:
+                begin, group = place, found
+            left_out = left_out + too_long
+        if group:
+            yield begin, len(self.corpus), group, left_out
+
+    def _group(self, indices: Sequence[int]) -> tuple[list[list[Pair]], list[tuple[str, str]]]:
+        pairs, too_long = [], []
         for index in indices:
             pair = self.encode(*self.corpus[index])
-            length = max(len(pair.source), len(pair.target))
-            if length <= self.max_length:
+            if max(len(pair.source), len(pair.target)) <= self.max_length:
                 pairs.append(pair)
-            elif epoch == 0 and first:  # once, not at every pass
-                self.corpus.skips.count(self.corpus.where(index), f"more than {self.max_length} tokens")
-        return cut_batches(pairs, self.size, self.tokens)
+            else:
+                too_long.append((self.corpus.where(index), f"more than {self.max_length} tokens"))
+        return cut_batches(pairs, self.size, self.tokens), too_long
 
 
 def cut_batches(pairs: Sequence[Pair], size: int, tokens: int = 0) -> list[list[Pair]]:

@@ -19,15 +19,16 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rnnsearch import snapshots
+from rnnsearch.ahead import Ahead
 from rnnsearch.checkpoint import CheckpointError, check_weights
 from rnnsearch.data import Pair
 from rnnsearch.loss import ModelLoss
-from rnnsearch.measure import InterruptedMeasure, autocast, bleu, bleu_metric, mean_loss, pharaoh, to_batch
+from rnnsearch.measure import InterruptedMeasure, autocast, bleu, bleu_metric, mean_loss, pharaoh
 from rnnsearch.measure import translate_all as translate_texts
 from rnnsearch.model import RNNSearch
 from rnnsearch.monitor import Monitor
 from rnnsearch.optimization import load_optimizer, make_optimizer, optimizer_tensors, rate_factor
-from rnnsearch.processes import Processes, weighted
+from rnnsearch.processes import Processes, Share, weighted
 from rnnsearch.settings import TrainSettings
 from rnnsearch.stream import BatchStream, Position, derived_seed
 from rnnsearch.translator import Translator
@@ -127,14 +128,9 @@ class Trainer:
         """Train to the end. The number of the signal that ended the run before, or 0."""
         run = self.settings.run
         try:
-            for batches, position in self._updates():
-                self._train_on(batches)
-                self.progress.position = position
-                if run.save_every and self.progress.update % run.save_every == 0:
-                    self.save()
-                self._measure_when_due()
-                if self._interrupted():
-                    raise InterruptedMeasure
+            self._measure_when_due()  # what an interruption may have cut off
+            if not self._done(self.progress.position):
+                self._train()
             if self._out_of_patience():
                 self.monitor.say(f"no improvement in {run.patience} measures: done")
             if self.progress.measured < self.progress.update:
@@ -158,18 +154,26 @@ class Trainer:
         snapshots.save(folder, update, tensors=tensors, state=state, keep=self.settings.run.keep)
         self._saved = state
 
-    def _updates(self) -> Any:
-        """The minibatches of each update from here to the run's end, with the position behind them."""
-        self._measure_when_due()  # what an interruption may have cut off
-        batches: list[list[Pair]] = []
-        if self._done(self.progress.position):
-            return
-        for pairs, position in self.stream(self.progress.position):
-            batches.append(pairs)
-            # An epoch's last update may have fewer minibatches, so that epochs begin alike.
-            if len(batches) == self.settings.batch.accumulate or self._at_epoch_end(position):
-                yield batches, position
-                batches = []
+    def _train(self) -> None:
+        """Updates from here to the run's end."""
+        run, progress = self.settings.run, self.progress
+        update: list[Share] = []
+        # A whole group of minibatches is read at once, so as many must be ready for nobody to wait for the next.
+        shares = self.processes.shares(self.stream(progress.position), self.model.config)
+        with Ahead(shares, depth=self.settings.batch.sort) as ready:
+            for share in ready:
+                update.append(share)
+                position = share.whole.position
+                # An epoch's last update may have fewer minibatches, so that epochs begin alike.
+                if len(update) < self.settings.batch.accumulate and not self._at_epoch_end(position):
+                    continue
+                self._train_on(update, ready.waited)
+                update, progress.position = [], position
+                if run.save_every and progress.update % run.save_every == 0:
+                    self.save()
+                self._measure_when_due()
+                if self._interrupted():
+                    raise InterruptedMeasure
                 if self._done(position):
                     return
 
@@ -194,19 +198,21 @@ class Trainer:
             parts.append((position.epoch + inside / len(self.stream.corpus)) / run.epochs)
         return min(1.0, max(parts, default=0.0))
 
-    def _train_on(self, batches: Sequence[list[Pair]]) -> None:
+    def _train_on(self, update: Sequence[Share], waited: float) -> None:
         options, progress, processes = self.settings.optimizer, self.progress, self.processes
         done = self._part_done()
         rate = options.learning_rate * rate_factor(progress.update, done, options) * progress.plateau
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(derived_seed(self.settings.run.seed, progress.update, processes.rank))
-        tokens = sum(len(pair.target) for pairs in batches for pair in pairs)
+        tokens = sum(len(pair.target) for share in update for pair in share.whole.pairs)
         value = 0.0
-        for number, pairs in enumerate(batches):
-            last = number + 1 == len(batches)
+        for number, share in enumerate(update):
+            for where, why in share.whole.left_out:
+                self.stream.corpus.skips.count(where, why)
+            last = number + 1 == len(update)
             with contextlib.nullcontext() if last else processes.unsynchronised(self.loss):
-                value += self._backward(pairs, tokens)
+                value += self._backward(share, tokens)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), options.clip_norm)
         (loss,) = processes.sum([value])
         progress.update += 1
@@ -216,24 +222,23 @@ class Trainer:
                 self.average.update_parameters(self.model)
             progress.nonfinite_in_row = 0
         else:
-            self._leave_out(batches, loss, float(norm))
+            self._leave_out([pair for share in update for pair in share.whole.pairs], loss, float(norm))
         self.optimizer.zero_grad(set_to_none=True)
         epoch = progress.position.epoch + 1
-        self.monitor.update(progress.update, epoch=epoch, loss=loss, tokens=tokens, rate=rate, progress=done)
+        self.monitor.update(
+            progress.update, epoch=epoch, loss=loss, tokens=tokens, rate=rate, progress=done, waited=waited
+        )
 
-    def _backward(self, pairs: list[Pair], tokens: int) -> float:
+    def _backward(self, share: Share, tokens: int) -> float:
         """The gradient of this process' rows; its part of the update's mean loss per token."""
         processes = self.processes
-        mine = processes.shard(pairs)
-        # A process without rows takes part with one that counts nothing: the others wait for its gradients.
-        batch = to_batch(mine or pairs[:1], self.model, processes.device)
         with autocast(processes.device, self.settings.run.precision):
-            loss = self.loss(batch)
-        part = batch.tokens / tokens if mine else 0.0
+            loss = self.loss(share.batch.to(processes.device))
+        part = share.tokens / tokens
         weighted(loss, part, processes.count).backward()
-        return float(loss.detach()) * part if mine else 0.0
+        return float(loss.detach()) * part if part else 0.0
 
-    def _leave_out(self, batches: Sequence[list[Pair]], loss: float, norm: float) -> None:
+    def _leave_out(self, pairs: Sequence[Pair], loss: float, norm: float) -> None:
         progress, limit = self.progress, self.settings.run.max_nonfinite
         progress.nonfinite, progress.nonfinite_in_row = progress.nonfinite + 1, progress.nonfinite_in_row + 1
         path = self.directory / NONFINITE / f"update-{progress.update:08}.jsonl"
@@ -242,7 +247,7 @@ class Trainer:
             assert source is not None and target is not None
             path.parent.mkdir(exist_ok=True)
             with open(path, "w", encoding="utf-8") as file:
-                for pair in (pair for pairs in batches for pair in pairs):
+                for pair in pairs:
                     record = {"source": source.decode(pair.source), "target": target.decode(pair.target)}
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
         why = f"update {progress.update}: loss {loss}, gradient norm {norm}"
@@ -254,7 +259,8 @@ class Trainer:
         every, progress = self.settings.run.evaluate_every, self.progress
         due = progress.update % every == 0 if every else self._at_epoch_end(progress.position)
         if due and progress.measured < progress.update:
-            self._measure()
+            with self.monitor.paused():
+                self._measure()
 
     def _measure(self) -> None:
         """Measure the dev text, keep the model if it is the best so far, and save where no other time is set."""
