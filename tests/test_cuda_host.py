@@ -6,47 +6,27 @@ UndefinedBehaviorSanitizer. Blocks start in an order drawn from a seed; every bu
 
 from __future__ import annotations
 
-import shutil
 import struct
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from host_builds import COMPILER, HostBuilds
 from tolerances import HOST_KERNELS
 from torch import Tensor
 
 from rnnsearch_kernels.reference import gru
 
-ROOT = Path(__file__).resolve().parent.parent
-COMPILER = shutil.which("g++")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
 
-BUILDS = {
-    "plain": [],
-    "thread": ["-fsanitize=thread", "-g1", "-DFOR_SANITIZER"],
-    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-DFOR_SANITIZER"],
-}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 @pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    made: dict[str, Path] = {}
-    directory = tmp_path_factory.mktemp("cuda_host")
-
-    def program(name: str) -> Path:
-        if name not in made:
-            out = directory / name
-            source = ROOT / "tests" / "cuda_host" / "gru_scan_host.cpp"
-            command = ["g++", "-std=c++20", "-O1", "-Wall", "-Wextra", "-pthread", *BUILDS[name]]
-            subprocess.run([*command, "-I", str(ROOT / "csrc" / "cuda"), str(source), "-o", str(out)], check=True)
-            made[name] = out
-        return made[name]
-
-    return program
+def build(tmp_path_factory: pytest.TempPathFactory) -> HostBuilds:
+    return HostBuilds("gru_scan_host.cpp", tmp_path_factory.mktemp("cuda_host"))
 
 
 @dataclass(frozen=True)
@@ -148,7 +128,7 @@ CASES = [Case(dtype, reset_after, reverse=reset_after) for dtype in DTYPES for r
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_gru_scan_is_the_reference(case: Case, build: Any) -> None:
+def test_gru_scan_is_the_reference(case: Case, build: HostBuilds) -> None:
     values = Values(case)
     shapes = ((case.B, case.T, case.H), (case.B, case.T, 4 * case.H))
     for got, wanted in zip(results(values.forward(build("plain")), *shapes), values.truth(), strict=True):
@@ -156,7 +136,7 @@ def test_gru_scan_is_the_reference(case: Case, build: Any) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_gru_scan_backward_is_the_reference(case: Case, build: Any) -> None:
+def test_gru_scan_backward_is_the_reference(case: Case, build: HostBuilds) -> None:
     values = Values(case)
     cell = (case.B, case.T, 3 * case.H)
     run = values.backward(build("plain"))
@@ -167,7 +147,7 @@ def test_gru_scan_backward_is_the_reference(case: Case, build: Any) -> None:
         torch.testing.assert_close(one, wanted, **HOST_KERNELS[case.dtype])
 
 
-def test_the_order_of_the_blocks_changes_no_bit(build: Any) -> None:
+def test_the_order_of_the_blocks_changes_no_bit(build: HostBuilds) -> None:
     runs = set()
     for seed in range(3):
         values = Values(Case(reset_after=False))
@@ -178,7 +158,7 @@ def test_the_order_of_the_blocks_changes_no_bit(build: Any) -> None:
 
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("sanitizer", ["thread", "address"])
-def test_no_race_no_stray_access(sanitizer: str, reset_after: bool, build: Any) -> None:
+def test_no_race_no_stray_access(sanitizer: str, reset_after: bool, build: HostBuilds) -> None:
     values = Values(Case(reset_after=reset_after, T=2, threads=32, rows=3))
     for run in (values.forward(build(sanitizer)), values.backward(build(sanitizer))):
         assert run.returncode == 0, run.stderr.decode()[-4000:]
@@ -189,14 +169,14 @@ BROKEN = [{"relaxed_atomics": True}, *({"skipped_block_barrier": n} for n in (3,
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=str)
-def test_a_barrier_taken_away_is_a_race_that_shows(broken: dict[str, int], build: Any) -> None:
+def test_a_barrier_taken_away_is_a_race_that_shows(broken: dict[str, int], build: HostBuilds) -> None:
     # ThreadSanitizer remembers four accesses to a word, so one race alone may escape it: here there are many.
     run = Values(Case(T=3, H=24, rows=3, **broken)).forward(build("thread"))
     # ThreadSanitizer ends what had a race with 66.
     assert run.returncode == 66 and b"data race" in run.stderr, run.stderr.decode()[-4000:]
 
 
-def test_a_barrier_that_waits_for_nobody_ends_and_says_where(build: Any) -> None:
+def test_a_barrier_that_waits_for_nobody_ends_and_says_where(build: HostBuilds) -> None:
     run = Values(Case(rows=3, spin_limit=1000, missing_blocks=1)).forward(build("plain"))
     assert run.returncode == 3
     assert run.stderr.decode().strip() == "stopped at step 0, phase 0"

@@ -7,8 +7,11 @@
 //   add_release(p, n)  load_acquire(p)  exchange_if_zero(p, v)    atomics of the whole grid
 //   load_fresh(p)                                                 a load that sees what other blocks wrote (no L1)
 //   load_shared(p)                                                two words or four floats of shared memory
+//   load_four(p)                                                  four values as floats, aligned to four
+//   exp2_of(x)  reciprocal(x)                                     a few eps off; inf, 0 and NaN as they should be
 //   mma_m16n8k16(d, a, b)                                         tensor-core product of a warp, float32 sums
 //   warp_sum(x)  warp_max(x)                                      over the 32 lanes, on every lane
+//   launch(kernel, arguments, shape, stream)                      blocks in any order; null, or an error
 //   launch_cooperative(kernel, arguments, shape, stream)          all blocks resident, or an error and no launch
 #pragma once
 

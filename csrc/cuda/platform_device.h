@@ -59,6 +59,31 @@ RNNSEARCH_DEVICE float to_float(float x) { return x; }
 RNNSEARCH_DEVICE float to_float(bfloat16 x) { return __bfloat162float(x); }
 RNNSEARCH_DEVICE float to_float(float16 x) { return __half2float(x); }
 
+RNNSEARCH_DEVICE Floats4 load_four(const float* p) { return *reinterpret_cast<const Floats4*>(p); }
+RNNSEARCH_DEVICE Floats4 load_four(const bfloat16* p) {
+  const uint2 v = *reinterpret_cast<const uint2*>(p);
+  const float2 a = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(v.x));
+  const float2 b = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(v.y));
+  return {a.x, a.y, b.x, b.y};
+}
+RNNSEARCH_DEVICE Floats4 load_four(const float16* p) {
+  const uint2 v = *reinterpret_cast<const uint2*>(p);
+  const float2 a = __half22float2(reinterpret_cast<const __half2&>(v.x));
+  const float2 b = __half22float2(reinterpret_cast<const __half2&>(v.y));
+  return {a.x, a.y, b.x, b.y};
+}
+
+RNNSEARCH_DEVICE float exp2_of(float x) {
+  float y;
+  asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+RNNSEARCH_DEVICE float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 template <typename T>
 RNNSEARCH_DEVICE T from_float(float x) {
   if constexpr (sizeof(T) == 4) {
@@ -101,6 +126,18 @@ RNNSEARCH_DEVICE float warp_max(float x) {
 inline const char* error_taken(cudaError_t error) {
   cudaGetLastError();
   return cudaGetErrorString(error);
+}
+
+template <typename Arguments>
+const char* launch(void (*kernel)(Arguments), Arguments arguments, LaunchShape shape, Stream stream) {
+  const void* function = reinterpret_cast<const void*>(kernel);
+  const int bytes = static_cast<int>(shape.shared_bytes);
+  cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  void* pointers[] = {&arguments};
+  if (error == cudaSuccess) {
+    error = cudaLaunchKernel(function, dim3(shape.blocks), dim3(shape.threads), pointers, shape.shared_bytes, stream);
+  }
+  return error == cudaSuccess ? nullptr : error_taken(error);
 }
 
 // Every block must be resident at once, or a grid barrier would wait for blocks that cannot start.

@@ -139,6 +139,14 @@ inline float to_float(bfloat16 x) {
 }
 
 template <typename T>
+Floats4 load_four(const T* p) {
+  return {to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};
+}
+
+inline float exp2_of(float x) { return std::exp2(x); }
+inline float reciprocal(float x) { return 1 / x; }
+
+template <typename T>
 T from_float(float x) {
   return static_cast<T>(x);
 }
@@ -183,17 +191,21 @@ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])
 
 namespace host {
 
+// As shuffles would: at each distance a lane combines its own with its partner's.
 template <typename Combine>
 float warp_reduce(float x, Combine combine) {
   Warp& exchange = warp();
   const int lane = thread_index() % 32;
+  float values[32], combined[32];
+  exchange.floats[lane] = x;
+  exchange.barrier.wait();
+  std::copy(exchange.floats, exchange.floats + 32, values);
+  exchange.barrier.wait();
   for (int offset = 16; offset > 0; offset /= 2) {
-    exchange.floats[lane] = x;
-    exchange.barrier.wait();
-    x = combine(x, exchange.floats[lane ^ offset]);
-    exchange.barrier.wait();
+    for (int i = 0; i < 32; ++i) combined[i] = combine(values[i], values[i ^ offset]);
+    std::copy(combined, combined + 32, values);
   }
-  return x;
+  return values[lane];
 }
 
 }  // namespace host
@@ -205,26 +217,51 @@ inline float warp_max(float x) {
   return host::warp_reduce(x, [](float a, float b) { return std::fmax(a, b); });
 }
 
+namespace host {
+
+// The blocks of [first, last) in `order`, all at once.
 template <typename Arguments>
-const char* launch_cooperative(void (*kernel)(Arguments), Arguments arguments, LaunchShape shape, Stream stream) {
-  std::vector<std::unique_ptr<host::Block>> blocks;
-  for (int i = 0; i < shape.blocks; ++i) {
-    blocks.push_back(std::make_unique<host::Block>(shape.threads, shape.shared_bytes));
-  }
-  std::vector<int> order(shape.blocks);
-  std::iota(order.begin(), order.end(), 0);
-  std::shuffle(order.begin(), order.end(), std::mt19937(stream.seed));
+void run_blocks(void (*kernel)(Arguments), const Arguments& arguments, LaunchShape shape, const Stream& stream,
+                const int* first, const int* last) {
+  std::vector<std::unique_ptr<Block>> blocks;
   std::vector<std::thread> threads;
-  for (int block : order) {
+  for (const int* block = first; block < last; ++block) {
+    blocks.push_back(std::make_unique<Block>(shape.threads, shape.shared_bytes));
     for (int thread = 0; thread < shape.threads; ++thread) {
-      threads.emplace_back([&, block, thread] {
-        host::Thread here{thread, shape.threads, block, shape.blocks, blocks[block].get(), stream};
-        host::self = &here;
+      threads.emplace_back([&, home = blocks.back().get(), index = *block, thread] {
+        Thread here{thread, shape.threads, index, shape.blocks, home, stream};
+        self = &here;
         kernel(arguments);
       });
     }
   }
   for (std::thread& thread : threads) thread.join();
+}
+
+inline std::vector<int> shuffled_blocks(const LaunchShape& shape, const Stream& stream) {
+  std::vector<int> order(shape.blocks);
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), std::mt19937(stream.seed));
+  return order;
+}
+
+}  // namespace host
+
+// Three blocks at a time: a machine has only so many threads, and a race between blocks needs two.
+template <typename Arguments>
+const char* launch(void (*kernel)(Arguments), Arguments arguments, LaunchShape shape, Stream stream) {
+  const std::vector<int> order = host::shuffled_blocks(shape, stream);
+  for (int first = 0; first < shape.blocks; first += 3) {
+    const int last = std::min(first + 3, shape.blocks);
+    host::run_blocks(kernel, arguments, shape, stream, order.data() + first, order.data() + last);
+  }
+  return nullptr;
+}
+
+template <typename Arguments>
+const char* launch_cooperative(void (*kernel)(Arguments), Arguments arguments, LaunchShape shape, Stream stream) {
+  const std::vector<int> order = host::shuffled_blocks(shape, stream);
+  host::run_blocks(kernel, arguments, shape, stream, order.data(), order.data() + shape.blocks);
   return nullptr;
 }
 

@@ -1,0 +1,30 @@
+"""Programs of tests/cuda_host: the CUDA kernels' sources, compiled for the CPU, plainly and under the sanitizers."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPILER = shutil.which("g++")
+
+FLAGS = {
+    "plain": [],
+    "thread": ["-fsanitize=thread", "-g1", "-DFOR_SANITIZER"],
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-DFOR_SANITIZER"],
+}
+
+
+class HostBuilds:
+    """One source; called with a key of ``FLAGS``, the program, compiled at its first use."""
+
+    def __init__(self, source: str, directory: Path) -> None:
+        self.source, self.directory = ROOT / "tests" / "cuda_host" / source, directory
+
+    def __call__(self, name: str) -> Path:
+        out = self.directory / name
+        if not out.exists():
+            command = ["g++", "-std=c++20", "-O1", "-Wall", "-Wextra", "-pthread", *FLAGS[name]]
+            subprocess.run([*command, "-I", ROOT / "csrc" / "cuda", self.source, "-o", out], check=True)
+        return out
