@@ -36,6 +36,27 @@ def test_the_three_formats_hold_the_same_pairs(tmp_path):
     records = [json.dumps({"de": left, "en": right}) for left, right in pairs]
     jsonl = ParallelText(write(tmp_path / "a.jsonl", *records), None, skips(), keys=("de", "en"))
     assert list(plain) == list(tabbed) == list(jsonl) == pairs
+    assert plain.digest == tabbed.digest == jsonl.digest
+
+
+def test_no_other_pairs_have_the_same_digest(tmp_path):
+    texts = [
+        ["a\tbc", "d\te"],
+        ["d\te", "a\tbc"],
+        ["ab\tc", "d\te"],
+        ["a\tbc"],
+        ["a\tbcd", "d\te"],
+        ["a\tbc", "", "d\te"],
+    ]
+    digests = [ParallelText(write(tmp_path / "a.tsv", *lines), None, skips()).digest for lines in texts]
+    assert len(set(digests)) == 5 and digests[5] == digests[0]  # an empty line is no pair
+
+
+def test_half_a_character_in_a_jsonl_file_is_left_out(tmp_path):
+    path = write(tmp_path / "a.jsonl", r'{"source": "\ud800", "target": "x"}', '{"source": "a", "target": "x"}', "[]")
+    said: list[str] = []
+    assert list(ParallelText(path, None, skips(said))) == [("a", "x")]
+    assert "line 1: not UTF-8" in said[0] and "line 3: not a JSON object" in said[1]
 
 
 BAD = {

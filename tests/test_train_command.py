@@ -169,6 +169,21 @@ def test_what_a_run_was_made_with_cannot_change_when_it_goes_on(whole, capsys, o
     assert f"`{name}` stays what it was at the run's start" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("which", ["training", "dev"])
+def test_text_that_changed_since_the_run_began_is_noticed_when_it_goes_on(text, whole, tmp_path, capsys, which):
+    changed = tmp_path / "changed"
+    shutil.copytree(text, changed)
+    given = [f"--data.{part}={changed}/{name}" for part, name in (
+        ("source", "train.s"), ("target", "train.t"), ("dev_source", "dev.s"), ("dev_target", "dev.t"),
+    )]  # fmt: skip
+    assert train("--resume", str(whole), *given) == 0  # the same text elsewhere
+    path = changed / ("train.t" if which == "training" else "dev.t")
+    first, rest = path.read_text().split("\n", 1)
+    path.write_text(first[::-1] + " e\n" + rest)
+    assert train("--resume", str(whole), *given) == 1
+    assert f"the {which} text is not the one that the run began with" in capsys.readouterr().err
+
+
 def test_another_optimizer_cannot_go_on_with_a_state(whole, capsys):
     assert train("--resume", str(whole), "--optimizer.name=adadelta", "--run.updates=13") == 1
     assert "`optimizer.name` stays what it was" in capsys.readouterr().err
@@ -262,6 +277,7 @@ def test_every_field_is_in_the_printed_configuration_and_the_command_line_goes_b
 REFUSED = {
     "a field out of range": (["--optimizer.label_smoothing=1"], "`optimizer.label_smoothing` must be at least 0"),
     "a file that is not used": (["--data.sentencepiece_model=a"], "needs `data.segmentation` to be sentencepiece"),
+    "two texts": (["--data.dataset=nowhere"], "`data.source` and `data.dataset`"),
     "nothing to read": (["--data.source=nowhere"], "nowhere cannot be read"),
     "unequal line counts": (["--data.target={text}/dev.t"], "train.s has 60 lines and .*dev.t has 8"),
 }

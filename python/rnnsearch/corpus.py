@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from array import array
@@ -63,8 +64,75 @@ class LineFile:
         return os.pread(self._descriptor, end - start, start).decode("utf-8").rstrip("\r\n")
 
 
-class ParallelText:
-    """Pairs (source, target) of lines; every one has text on both sides.
+class Unusable(Exception):
+    """A pair that is left out: where it stands, and why."""
+
+
+class Corpus:
+    """Pairs (source, target) of texts, read when they are asked for; every one has text on both sides.
+
+    A kind of corpus gives :meth:`_read`, and :meth:`_where` for what is wrong with a pair as a whole.
+
+    Args:
+        name: what is read, for messages.
+        count: the places where pairs may stand.
+
+    Raises:
+        CorpusError: nothing usable is in it; with ``on_bad_line="error"`` also what is left out otherwise.
+    """
+
+    def __init__(self, name: str, count: int, skips: Skips) -> None:
+        self.skips = skips
+        self._usable = array("q")
+        digest = hashlib.sha256()
+        for place in range(count):
+            try:
+                digest.update(self._checked(place))
+            except Unusable as bad:
+                skips(*bad.args)
+            else:
+                self._usable.append(place)
+        if not self._usable:
+            raise CorpusError(f"{name} has no pair that can be used")
+        self.digest = digest.hexdigest()  # SHA-256 of the usable pairs in their order
+
+    def __len__(self) -> int:
+        return len(self._usable)
+
+    def __getitem__(self, index: int) -> tuple[str, str]:
+        return self._read(self._usable[index])
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return (self[index] for index in range(len(self)))
+
+    def where(self, index: int) -> str:
+        return self._where(self._usable[index])
+
+    def _read(self, place: int) -> tuple[str, str]:
+        """Raises Unusable."""
+        raise NotImplementedError
+
+    def _where(self, place: int, side: int = 0) -> str:
+        raise NotImplementedError
+
+    def _checked(self, place: int) -> bytes:
+        """Both texts with their lengths, so that no other pair has the same bytes."""
+        sides = self._read(place)
+        encoded = []
+        for side, text in enumerate(sides):
+            if not isinstance(text, str):
+                raise Unusable(self._where(place), "a side is not a string")
+            if not text.strip():
+                raise Unusable(self._where(place, side), "empty")
+            try:
+                encoded.append(text.encode())
+            except UnicodeEncodeError as error:  # half a character, which JSON can write
+                raise Unusable(self._where(place, side), f"not UTF-8 ({error.reason})") from None
+        return b"".join((*(b"%d " % len(text) for text in encoded), *encoded))
+
+
+class ParallelText(Corpus):
+    """Pairs of lines.
 
     Args:
         source: a file of lines; or, without ``target``, a .tsv or .jsonl file with both sides.
@@ -83,7 +151,7 @@ class ParallelText:
         *,
         keys: tuple[str, str] = ("source", "target"),
     ) -> None:
-        self._keys, self.skips = keys, skips
+        self._keys = keys
         self._source = LineFile(Path(source))
         self._target = None if target is None else LineFile(Path(target))
         self._format = self._source.path.suffix
@@ -93,59 +161,31 @@ class ParallelText:
             raise CorpusError(
                 f"{self._source.path} has {len(self._source)} lines and {self._target.path} has {len(self._target)}"
             )
-        self._usable = array("q")
-        for place in range(len(self._source)):
-            why = self._why_not(place)
-            if why is None:
-                self._usable.append(place)
-            else:
-                skips(*why)
-        if not self._usable:
-            raise CorpusError(f"{self._source.path} has no pair that can be used")
+        super().__init__(str(self._source.path), len(self._source), skips)
 
-    def __len__(self) -> int:
-        return len(self._usable)
+    def _where(self, place: int, side: int = 0) -> str:
+        return f"{(self._target or self._source if side else self._source).path}, line {place + 1}"
 
-    def __getitem__(self, index: int) -> tuple[str, str]:
-        return self._pair(self._usable[index])
-
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        return (self[index] for index in range(len(self)))
-
-    def where(self, index: int) -> str:
-        return f"{self._source.path}, line {self._usable[index] + 1}"
-
-    def _pair(self, place: int) -> tuple[str, str]:
+    def _read(self, place: int) -> tuple[str, str]:
+        source = self._line(place, 0)
         if self._target is not None:
-            return self._source[place], self._target[place]
-        line = self._source[place]
+            return source, self._line(place, 1)
         if self._format == ".tsv":
-            fields = line.split("\t")
+            fields = source.split("\t")
+            if len(fields) < 2:
+                raise Unusable(self._where(place), "no tab")
             return fields[0], fields[1]
-        record = json.loads(line)
-        return record[self._keys[0]], record[self._keys[1]]
-
-    def _why_not(self, place: int) -> tuple[str, str] | None:
-        where = f"{self._source.path}, line {place + 1}"
         try:
-            sides = self._pair(place)
-        except UnicodeDecodeError as error:
-            if self._target is not None:
-                try:
-                    self._source[place]
-                    where = f"{self._target.path}, line {place + 1}"
-                except UnicodeDecodeError:
-                    pass
-            return where, f"not UTF-8 ({error.reason})"
-        except IndexError:
-            return where, "no tab"
+            record = json.loads(source)
+            return record[self._keys[0]], record[self._keys[1]]
         except (ValueError, TypeError):
-            return where, "not a JSON object"
+            raise Unusable(self._where(place), "not a JSON object") from None
         except KeyError as error:
-            return where, f"no key {error}"
-        for side, text in zip((self._source, self._target or self._source), sides, strict=True):
-            if not isinstance(text, str):
-                return where, "a side is not a string"
-            if not text.strip():
-                return f"{side.path}, line {place + 1}", "empty"
-        return None
+            raise Unusable(self._where(place), f"no key {error}") from None
+
+    def _line(self, place: int, side: int) -> str:
+        file = self._source if side == 0 or self._target is None else self._target
+        try:
+            return file[place]
+        except UnicodeDecodeError as error:
+            raise Unusable(self._where(place, side), f"not UTF-8 ({error.reason})") from None

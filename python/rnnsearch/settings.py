@@ -30,15 +30,19 @@ _TRAINING_PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Parallel text: two files of lines, or one .tsv or .jsonl file given as the source alone.
+    """Parallel text: two files of lines, one .tsv or .jsonl file given as the source alone, or a Hugging Face dataset.
 
     Args:
         source: training text to translate from; or a .tsv (source, tab, target) or .jsonl file with both sides.
         target: its translations, line by line; leave it out where the source file has both sides.
         dev_source: the same to measure progress on.
         dev_target: translations of dev_source.
-        source_key: the source's key in a .jsonl file.
-        target_key: the target's key in a .jsonl file.
+        source_key: the source's key in a .jsonl file or a dataset; in a dataset, translation.de is inside a column.
+        target_key: the target's key, in the same way.
+        dataset: a Hugging Face dataset, by name or folder, instead of source (needs the 'datasets' extra).
+        dataset_config: which of its configurations.
+        dataset_split: its split to train on.
+        dataset_dev_split: its split to measure on, where dev_source is not given.
         segmentation: how text becomes tokens: words between white space, characters, or sentencepiece (BPE).
         source_segmentation: the same for the source alone, where it differs.
         vocabulary_size: tokens a side at most, the special ones included.
@@ -55,6 +59,10 @@ class DataOptions:
     dev_target: str | None = None
     source_key: str = "source"
     target_key: str = "target"
+    dataset: str | None = None
+    dataset_config: str | None = None
+    dataset_split: str = "train"
+    dataset_dev_split: str = "validation"
     segmentation: Literal["words", "characters", "sentencepiece"] = "words"
     source_segmentation: Literal["words", "characters", "sentencepiece"] | None = None
     vocabulary_size: int = 30000
@@ -219,6 +227,8 @@ class TrainSettings:
             value = getattr(self.optimizer, name)
             if not 0 <= value < 1:
                 raise ValueError(f"`optimizer.{name}` must be at least 0 and below 1; got {value}")
+        if self.data.dataset is not None and self.data.source is not None:
+            raise ValueError("`data.source` and `data.dataset` are two trainings' text: give one of them")
         segmentations = (self.data.source_segmentation, self.data.segmentation)
         if self.data.sentencepiece_model is not None and "sentencepiece" not in segmentations:
             raise ValueError("`data.sentencepiece_model` needs `data.segmentation` to be sentencepiece")

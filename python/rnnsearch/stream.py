@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from rnnsearch.corpus import ParallelText
+from rnnsearch.corpus import Corpus
 from rnnsearch.data import Pair
 
 
@@ -45,7 +45,7 @@ class BatchStream:
         max_length: a pair that is longer on a side is left out.
     """
 
-    corpus: ParallelText
+    corpus: Corpus
     encode: Callable[[str, str], Pair]
     size: int
     tokens: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 from collections.abc import Sequence
 from dataclasses import fields
@@ -14,7 +15,8 @@ import torch
 from rnnsearch import segmentation, snapshots
 from rnnsearch.checkpoint import write_atomically
 from rnnsearch.config import PRESETS, RNNSearchConfig
-from rnnsearch.corpus import ParallelText, Skips
+from rnnsearch.corpus import Corpus, CorpusError, ParallelText, Skips
+from rnnsearch.dataset import DatasetText
 from rnnsearch.interruption import interruptible
 from rnnsearch.model import RNNSearch
 from rnnsearch.monitor import Monitor
@@ -26,7 +28,7 @@ from rnnsearch.trainer import CHECKPOINTS, DevText, Trainer
 from rnnsearch.translator import Translator
 from rnnsearch.vocabulary import Vocabulary
 
-CONFIG, INITIAL = "config.yaml", "initial"
+CONFIG, TEXTS, INITIAL = "config.yaml", "texts.json", "initial"
 # What a run is made with before its first update, and keeps.
 KEPT = {
     "data": (
@@ -92,9 +94,10 @@ def read_settings(arguments: Sequence[str]) -> tuple[TrainSettings, Path, bool, 
     built = _built(parser, parsed)
     if own.resume is not None:
         _check_kept(built, _built(parser, parser.parse_args(["--config", str(saved)])))
+    data = built.data
     for name, value in (
-        ("data.source", built.data.source),
-        ("data.dev_source", built.data.dev_source),
+        ("data.source", data.source or data.dataset),
+        ("data.dev_source", data.dev_source or data.dataset),
         ("run.directory", built.run.directory),
     ):
         if value is None:
@@ -133,17 +136,22 @@ def _run(
     if not resume and (directory / CHECKPOINTS).exists():
         raise ValueError(f"{directory} holds a run already: --resume {directory}, or take another --run.directory")
     skips = Skips(data.on_bad_line, monitor.say)
-    keys = (data.source_key, data.target_key)
-    corpus = ParallelText(str(data.source), data.target, skips, keys=keys)
-    dev_text = list(ParallelText(str(data.dev_source), data.dev_target, skips, keys=keys))
+    corpus, dev_corpus = _read(data, skips)
+    dev_text = list(dev_corpus)
+    texts = {
+        name: {"pairs": len(text), "sha256": text.digest} for name, text in (("training", corpus), ("dev", dev_corpus))
+    }
     fresh = not (directory / INITIAL / segmentation.FILE).exists() or not resume
     if fresh and processes.first:
         directory.mkdir(parents=True, exist_ok=True)
         # A run that ended before its first checkpoint may have left a model of other settings.
         (directory / INITIAL / segmentation.FILE).unlink(missing_ok=True)
-        write_atomically({directory / CONFIG: text.encode()})
+        write_atomically(
+            {directory / CONFIG: text.encode(), directory / TEXTS: (json.dumps(texts, indent=1) + "\n").encode()}
+        )
         _begin(settings, corpus).save(directory / INITIAL)
     processes.gather(None)  # the others wait for what the first one writes
+    _check_texts(directory / TEXTS, texts)
     translator = Translator.from_pretrained(directory / INITIAL, backend=run.backend)
     stream = BatchStream(
         corpus,
@@ -181,7 +189,38 @@ def _run(
     return 128 + number if number else 0
 
 
-def _begin(settings: TrainSettings, corpus: ParallelText) -> Translator:
+def _read(data: DataOptions, skips: Skips) -> tuple[Corpus, Corpus]:
+    """The training and the dev text."""
+    keys = (data.source_key, data.target_key)
+
+    def from_dataset(split: str) -> Corpus:
+        return DatasetText(str(data.dataset), split, skips, config=data.dataset_config, keys=keys)
+
+    if data.dataset is not None:
+        corpus = from_dataset(data.dataset_split)
+    else:
+        corpus = ParallelText(str(data.source), data.target, skips, keys=keys)
+    if data.dev_source is None:
+        return corpus, from_dataset(data.dataset_dev_split)
+    return corpus, ParallelText(data.dev_source, data.dev_target, skips, keys=keys)
+
+
+def _check_texts(path: Path, texts: dict[str, dict[str, Any]]) -> None:
+    """The position in the data, and the best measure so far, are of the text that the run began with."""
+    try:
+        began_with = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CorpusError(f"{path}, which says what text the run began with, cannot be read ({error})") from error
+    for name, now in texts.items():
+        before = began_with.get(name, {})
+        if now != before:
+            raise CorpusError(
+                f"the {name} text is not the one that the run began with, as {path} tells: {before.get('pairs')} "
+                f"usable pairs then, {now['pairs']} now; give it as it was, or begin another run"
+            )
+
+
+def _begin(settings: TrainSettings, corpus: Corpus) -> Translator:
     """The segmentation and vocabularies of the corpus, and a model with weights drawn from the seed."""
     source, target, vocabularies = _learn(settings.data, corpus)
     sizes = {name: value for name, value in vars(settings.model).items() if name != "init"}
@@ -191,7 +230,7 @@ def _begin(settings: TrainSettings, corpus: ParallelText) -> Translator:
     return Translator(model, source, target)
 
 
-def _learn(data: DataOptions, corpus: ParallelText) -> tuple[Segmentation, Segmentation, list[Vocabulary]]:
+def _learn(data: DataOptions, corpus: Corpus) -> tuple[Segmentation, Segmentation, list[Vocabulary]]:
     kinds = (data.source_segmentation or data.segmentation, data.segmentation)
     shared = None
     if data.sentencepiece_model is not None:
