@@ -18,6 +18,7 @@ from rnnsearch.model import RNNSearch
 # Commands that have a room of their own, with `main(arguments) -> status`: imported when they are asked for.
 COMMANDS = {
     "train": ("rnnsearch.train_command", "train a translation model on parallel text"),
+    "average": ("rnnsearch.average_command", "make one model of several checkpoints"),
 }
 
 

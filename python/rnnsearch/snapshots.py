@@ -40,7 +40,7 @@ def save(
     for left in folder.glob(f"{UNFINISHED}*"):
         shutil.rmtree(left)
     # Saved before and after it was measured, say; the earlier ones may have been removed.
-    again = max((again + 1 for of, again in map(_numbers, _all(folder)) if of == update), default=0)
+    again = max((again + 1 for of, again in map(_numbers, every(folder)) if of == update), default=0)
     place, unfinished = folder / f"{PREFIX}{update:08}-{again}", folder / f"{UNFINISHED}{update:08}"
     unfinished.mkdir()
     contents = {
@@ -58,14 +58,14 @@ def save(
     _sync(unfinished)
     os.rename(unfinished, place)
     _sync(folder)
-    for old in _all(folder)[:-keep]:
+    for old in every(folder)[:-keep]:
         shutil.rmtree(old)
     return place
 
 
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint in ``folder``."""
-    found = _all(folder)
+    found = every(folder)
     return found[-1] if found else None
 
 
@@ -100,10 +100,15 @@ def load(place: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     return tensors, _json(place / STATE, contents[STATE])
 
 
-def _all(folder: Path) -> list[Path]:
-    """Oldest first."""
+def every(folder: Path) -> list[Path]:
+    """The checkpoints in ``folder``, oldest first."""
     places = folder.glob(f"{PREFIX}*") if folder.is_dir() else ()
     return sorted((place for place in places if _NAME.fullmatch(place.name)), key=_numbers)
+
+
+def update_of(place: Path) -> int:
+    """The update that the checkpoint ``place`` is of."""
+    return _numbers(place)[0]
 
 
 def _numbers(place: Path) -> tuple[int, int]:
