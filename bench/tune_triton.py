@@ -2,10 +2,10 @@
 
     python bench/tune_triton.py > rows.txt
 
-Tuning happens here and never at a user's first call. A row belongs to a GPU family and the bytes of a number in
-storage; it is one for all batches and lengths, since a row of a batch must come out alike whatever stands beside it. So
-a candidate is judged over all workloads at once, by the geometric mean of its times over those of the row in use. What
-a candidate computes is held against float64 before it is timed.
+Tuning happens here and never at a user's first call. A row belongs to a GPU family, the bytes of a number in storage
+and a size class; it is one for all batches and lengths, since a row of a batch must come out alike whatever stands
+beside it. So a candidate is judged over all workloads of the class at once, by the geometric mean of its times over
+those of the row in use. What a candidate computes is held against float64 before it is timed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from workloads import WORKLOADS, Workload, named
 from rnnsearch_kernels import reference
 from rnnsearch_kernels.ops import overload_of
 from rnnsearch_kernels.schema import BY_NAME
-from rnnsearch_kernels.selftest import SIZES, error_ratio, example, widen
+from rnnsearch_kernels.selftest import INFERENCE_ONLY, SIZES, error_ratio, example, widen
 from rnnsearch_kernels.triton import configs
 
 Call = Callable[[], Any]
@@ -39,57 +39,120 @@ DTYPES = {2: torch.bfloat16, 4: torch.float32}
 GAIN = 0.02
 
 
+Sizes = Callable[[Workload], dict[str, int]]
+
+
 @dataclass(frozen=True)
 class Tunable:
-    """A table of configs.py: the ops that its rows launch, what is tried, and the sizes of a workload."""
+    """A table of configs.py: the ops that its rows launch, what is tried, a workload's sizes, and the one of them that
+    the table goes by."""
 
     table: str
     ops: tuple[str, ...]
     tried: Mapping[str, tuple[int, ...]]
-    sizes: Callable[[Workload], dict[str, int]]
+    sizes: Sizes
+    by: Callable[[Workload], int]
+
+    @property
+    def rows(self) -> configs.Table:
+        found: configs.Table = getattr(configs, self.table)
+        return found
+
+    def classes(self, itemsize: int) -> list[int]:
+        return list(self.rows[configs.DEFAULT][itemsize])
+
+    def of_class(self, workloads: Sequence[Workload], itemsize: int, largest: int) -> list[Workload]:
+        smaller = max((each for each in self.classes(itemsize) if each < largest), default=0)
+        return [workload for workload in workloads if smaller < self.by(workload) <= largest]
 
 
-PIPELINE = {"num_warps": (2, 4, 8), "num_stages": (2, 3, 4)}
+def training(w: Workload) -> dict[str, int]:
+    return {
+        "B": w.batch, "N": w.batch, "S": w.source_length, "T": w.target_length,
+        "H": w.hidden_size, "A": w.attention_size, "M": w.memory_size,
+    }  # fmt: skip
+
+
+def joined(w: Workload) -> dict[str, int]:
+    """The old states of a decoder's step and the weights of query and hidden gates."""
+    return {"N": w.batch, "I": w.hidden_size, "O": w.attention_size + 3 * w.hidden_size}
+
+
+def vocabulary(w: Workload) -> dict[str, int]:
+    rows = w.beam_size * w.decode_batches[-1]
+    return {"N": rows, "L": w.readout_size, "V": w.vocabulary_size, "K": w.beam_size, "R": 1}
+
+
+WARPS = {"num_warps": (2, 4, 8)}
+PIPELINE = {**WARPS, "num_stages": (2, 3, 4)}
+STRIPS = (8, 16, 32, 64)
+FORWARD, BACKWARD = ("additive_attention",), ("additive_attention_backward",)
 TUNABLES = (
+    Tunable(
+        "SCORE", FORWARD, {"BLOCK_S": STRIPS, "BLOCK_A": (64, 128, 256), **WARPS}, training, lambda w: w.attention_size
+    ),
+    Tunable(
+        "REDUCE", FORWARD, {"BLOCK_S": STRIPS, "BLOCK_W": (32, 64, 128), **WARPS}, training, lambda w: w.memory_size
+    ),
+    Tunable(
+        "GRAD_WEIGHTS",
+        BACKWARD,
+        {"BLOCK_S": STRIPS, "BLOCK_W": (64, 128, 256), **WARPS},
+        training,
+        lambda w: w.memory_size,
+    ),
+    Tunable(
+        "GRAD_QUERY",
+        BACKWARD,
+        {"BLOCK_S": STRIPS, "BLOCK_A": (16, 32, 64), **WARPS},
+        training,
+        lambda w: w.attention_size,
+    ),
+    Tunable(
+        "GRAD_KEYS",
+        BACKWARD,
+        {"BLOCK_S": STRIPS, "BLOCK_A": (32, 64, 128), **WARPS},
+        training,
+        lambda w: w.attention_size,
+    ),
+    Tunable("GATES", ("decoder_step",), {"BLOCK_H": (64, 128, 256, 512), **WARPS}, training, lambda w: w.hidden_size),
     Tunable(
         "LINEAR",
         ("linear",),
         {"BLOCK_ROWS": (16, 32), "BLOCK_COLUMNS": (16, 32, 64), "BLOCK_K": (32, 64, 128), **PIPELINE},
-        lambda w: {"N": w.beam_size * w.decode_batches[-1], "I": w.hidden_size, "O": 3 * w.hidden_size},
+        joined,
+        lambda w: joined(w)["O"],
     ),
     Tunable(
         "VOCABULARY",
         ("vocabulary_topk",),
-        {"BLOCK_ROWS": (16, 32), "BLOCK_COLUMNS": (64, 128, 256), "BLOCK_K": (32, 64), **PIPELINE},
-        lambda w: {
-            "N": w.beam_size * w.decode_batches[-1],
-            "L": w.readout_size,
-            "V": w.vocabulary_size,
-            "K": w.beam_size,
-            "R": 1,
-        },
+        {"BLOCK_ROWS": (16, 32), "BLOCK_COLUMNS": (32, 64, 128, 256), "BLOCK_K": (32, 64), **PIPELINE},
+        vocabulary,
+        lambda w: w.vocabulary_size,
     ),
     Tunable(
         "GRU_SCAN",
         ("gru_scan", "gru_scan_backward"),
         {"BLOCK_B": (16, 32), "BLOCK_H": (16, 32, 64), "BLOCK_K": (32, 64, 128), **PIPELINE},
-        lambda w: {"B": w.batch, "T": w.target_length, "H": w.hidden_size},
+        training,
+        lambda w: w.hidden_size,
     ),
 )
 
 
-def candidates(tunable: Tunable, family: str, itemsize: int) -> list[configs.Config]:
+def candidates(tunable: Tunable, family: str, itemsize: int, largest: int) -> list[configs.Config]:
     """The row in use, then every combination of what is tried."""
-    in_use = configs.chosen(getattr(configs, tunable.table), family, itemsize)
+    in_use = configs.chosen(tunable.rows, family, itemsize, largest)
     combinations = [dict(zip(tunable.tried, values, strict=True)) for values in product(*tunable.tried.values())]
     return [in_use, *(config for config in combinations if config != in_use)]
 
 
 @contextmanager
-def using(table: configs.Table, family: str, itemsize: int, config: configs.Config) -> Iterator[None]:
+def using(table: configs.Table, family: str, itemsize: int, largest: int, config: configs.Config) -> Iterator[None]:
     """``config`` in the place of the row in use; no loop replays a graph that was captured with another row."""
     before = table.get(family)
-    table[family] = {**(before or {}), itemsize: config}
+    rows = {**table[configs.DEFAULT], **(before or {})}
+    table[family] = {**rows, itemsize: {**rows[itemsize], largest: config}}
     try:
         with patch.dict(os.environ, RNNSEARCH_CUDA_GRAPHS="0"):
             yield
@@ -104,7 +167,7 @@ def calls(tunable: Tunable, workload: Workload, dtype: torch.dtype, device: str)
     """Every op of ``tunable`` on the sizes of a workload, with its results in float64."""
     made = []
     for name in tunable.ops:
-        args = example(BY_NAME[name], dtype, sizes={**SIZES, **tunable.sizes(workload)})
+        args = example(BY_NAME[name], dtype, sizes={**SIZES, **tunable.sizes(workload)}, absent=INFERENCE_ONLY)
         truth = getattr(reference, name)(*widen(args).values())
         values = [value.to(device) if isinstance(value, torch.Tensor) else value for value in args.values()]
         made.append((partial(overload_of(name, "triton"), *values), as_list(truth)))
@@ -131,21 +194,22 @@ def best(
     tunable: Tunable,
     family: str,
     itemsize: int,
+    largest: int,
     workloads: Sequence[Workload],
     device: str,
     measure: Callable[[Call], float],
     say: Callable[[str], None],
 ) -> tuple[configs.Config, float]:
     """The fastest row, and its time over that of the row in use: the geometric mean over the workloads."""
-    dtype, table = DTYPES[itemsize], getattr(configs, tunable.table)
+    dtype, place = DTYPES[itemsize], (tunable.rows, family, itemsize, largest)
     made = [calls(tunable, workload, dtype, device) for workload in workloads]
-    in_use, *others = candidates(tunable, family, itemsize)
-    with using(table, family, itemsize, in_use):
+    in_use, *others = candidates(tunable, family, itemsize, largest)
+    with using(*place, in_use):
         base = [time_of(each, dtype, measure) for each in made]
     fastest, least = in_use, 1 - GAIN
     for config in others:
         try:
-            with using(table, family, itemsize, config):
+            with using(*place, config):
                 times = [time_of(each, dtype, measure) for each in made]
         except Exception as error:  # too much shared memory, a compiler's refusal, a wrong result: not this one
             say(f"{tunable.table} {config}: {type(error).__name__}: {str(error).splitlines()[0]}")
@@ -156,11 +220,43 @@ def best(
     return fastest, 1.0 if fastest is in_use else least
 
 
-def row(family: str, found: Mapping[int, tuple[configs.Config, float]]) -> list[str]:
-    """A family's row as it stands in configs.py."""
-    lines = [f'        {itemsize}: {str(config).replace(chr(39), chr(34))},  # {ratio:.2f} of the row before'
-             for itemsize, (config, ratio) in found.items()]  # fmt: skip
-    return [f'    "{family}": {{', *lines, "    },"]
+Found = Mapping[int, Mapping[int, tuple[configs.Config, float | None]]]
+
+
+def row(family: str, found: Found) -> list[str]:
+    """A family's row as it stands in configs.py; of each class the time over that of the row before, None where no
+    workload of the class was measured."""
+    lines = [f'    "{family}": {{']
+    for itemsize, classes in found.items():
+        lines.append(f"        {itemsize}: {{")
+        for largest, (config, ratio) in classes.items():
+            name = "LARGEST" if largest == configs.LARGEST else str(largest)
+            said = "not measured" if ratio is None else f"{ratio:.2f} of the row before"
+            lines.append(f"            {name}: {str(config).replace(chr(39), chr(34))},  # {said}")
+        lines.append("        },")
+    return [*lines, "    },"]
+
+
+def tuned(
+    tunable: Tunable,
+    family: str,
+    workloads: Sequence[Workload],
+    device: str,
+    measure: Callable[[Call], float],
+    say: Callable[[str], None],
+) -> Found:
+    """A family's row of a table: the best of every class that has a workload."""
+    found: dict[int, dict[int, tuple[configs.Config, float | None]]] = {}
+    for itemsize in DTYPES:
+        found[itemsize] = {}
+        for largest in tunable.classes(itemsize):
+            members = tunable.of_class(workloads, itemsize, largest)
+            found[itemsize][largest] = (
+                best(tunable, family, itemsize, largest, members, device, measure, say)
+                if members
+                else (configs.chosen(tunable.rows, family, itemsize, largest), None)
+            )
+    return found
 
 
 def measured(call: Call) -> float:
@@ -192,10 +288,7 @@ def main(given: Sequence[str] | None = None) -> int:
         print(f"# {line}")
     for tunable in TUNABLES:
         if options.table in (None, tunable.table):
-            found = {
-                itemsize: best(tunable, family(device), itemsize, workloads, str(device), measured, complain)
-                for itemsize in DTYPES
-            }
+            found = tuned(tunable, family(device), workloads, str(device), measured, complain)
             print(f"{tunable.table}:", *row(family(device), found), sep="\n", flush=True)
     return 0
 

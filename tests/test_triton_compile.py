@@ -1,6 +1,8 @@
 """What every Triton kernel costs on sm_80, sm_90 and sm_100: compiled without a GPU, held to budgets, no spills.
 
-A row of ``KERNELS`` names a kernel, its constants and its budgets; a new kernel gets its row here.
+A row of ``KERNELS`` names a kernel, its constants and its budgets; a new kernel gets its row here. The paper's sizes
+are compiled for every family in both storage types; a smaller workload, where that makes another kernel of it, for one
+of them, and for families that have a row of their own for it.
 """
 
 from __future__ import annotations
@@ -8,6 +10,8 @@ from __future__ import annotations
 import importlib
 import re
 import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,101 +26,162 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from rnnsearch_kernels.triton import configs  # noqa: E402
 
+sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
+from workloads import WORKLOADS, Workload  # noqa: E402
+
 ARCHS = (80, 90, 100)
+DTYPES = ("float32", "bfloat16")
+PAPER = WORKLOADS["paper"]
+# Of each smaller workload one storage type and one family: two kernels that differ in sizes alone differ little.
+SMALLER = {"tiny": ("bfloat16", 80), "small": ("float32", 90), "speech": ("bfloat16", 100)}
 TRITON_TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 OPTIONS = ("num_warps", "num_stages")
+
+
+Sizes = Callable[[Workload], dict[str, Any]]
+
+
+def nothing(workload: Workload) -> dict[str, Any]:
+    return {}
 
 
 @dataclass(frozen=True)
 class Kernel:
     """One specialisation: ``module.name`` with the tensors ``storage`` in each storage type, the rest float32.
 
+    table, by  where its block sizes stand, and the size of a workload whose class it is; None where it has none
+    sizes      constants that are a workload's
+    constants  other constants
     types      Triton types of arguments that are neither float32 pointers nor 32-bit integers
-    absent     optional tensors that are None
-    table      where its block sizes stand
     """
 
     module: str
     name: str
-    constants: dict[str, Any]
+    table: configs.Table | None
+    by: Callable[[Workload], int]
     registers: int
     shared: int
     storage: tuple[str, ...] = ()
     types: dict[str, str] = field(default_factory=dict)
-    absent: tuple[str, ...] = ()
-    table: configs.Table = field(default_factory=dict)
+    sizes: Sizes = nothing
+    constants: dict[str, Any] = field(default_factory=dict)
+
+    def config(self, workload: Workload, dtype: str, arch: int) -> configs.Config:
+        if self.table is None:
+            return {}
+        return configs.chosen(self.table, f"sm_{arch}", getattr(torch, dtype).itemsize, self.by(workload))
+
+    def row(self, workload: Workload, dtype: str, arch: int) -> dict[str, Any]:
+        """All that a launch fixes: constants, block sizes and options."""
+        return {**self.constants, **self.sizes(workload), **self.config(workload, dtype, arch)}
+
+    def dtypes(self) -> tuple[str, ...]:
+        return DTYPES if self.storage or "storage" in self.constants.values() else DTYPES[:1]
+
+    def cases(self) -> Iterator[tuple[Workload, str, int]]:
+        """(workload, dtype, arch) to compile."""
+        yield from ((PAPER, dtype, arch) for dtype in self.dtypes() for arch in ARCHS)
+        seen = [self.row(PAPER, *SMALLER["tiny"])]
+        for name, (dtype, arch) in SMALLER.items():
+            workload = WORKLOADS[name]
+            own = {other for other in ARCHS if self.table is not None and f"sm_{other}" in self.table}
+            plain = self.row(workload, "bfloat16", SMALLER["tiny"][1])
+            if plain not in seen or own:
+                seen.append(plain)
+                yield from ((workload, dtype, other) for other in sorted({arch, *own}))
 
 
 MASKS = {"padding_ptr": "*i1", "within_ptr": "*i1", "index_ptr": "*i64"}
 OPERANDS = {"COMPUTE": "storage", "PRECISION": "tf32x3"}
 
 
-def products(name: str, sizes: dict[str, Any], registers: int, shared: int) -> Kernel:
-    """``linear`` and the vocabulary's tiles."""
-    module, table = ("product", configs.LINEAR) if name == "linear_kernel" else ("vocabulary", configs.VOCABULARY)
+def attention(name: str, table: configs.Table, by: Callable[[Workload], int], *storage: str) -> Kernel:
+    module = "attention_backward" if name.startswith("grad_") else "attention"
+    return Kernel(module, name, table, by, 96, 512, tuple(f"{operand}_ptr" for operand in storage), MASKS)
+
+
+def gates(name: str, *storage: str, **constants: bool) -> Kernel:
+    module = "decoder_backward" if "backward" in name else "decoder"
+    operands = tuple(f"{operand}_ptr" for operand in storage)
+    return Kernel(module, name, configs.GATES, lambda w: w.hidden_size, 64, 0, operands, MASKS, constants=constants)
+
+
+def products(name: str, registers: int, shared: int, *, more: int = 0) -> Kernel:
+    """``linear`` of a step's joined weights, and the vocabulary's tiles; their features and ``more``."""
+    is_linear = name == "linear_kernel"
+
+    def sizes(workload: Workload) -> dict[str, Any]:
+        features = more + (workload.hidden_size if is_linear else workload.readout_size)
+        return {
+            "FEATURES": features,
+            "INPUT_STRIDE" if is_linear else "READOUT_STRIDE": features,
+            "WEIGHT_STRIDE": features,
+        }
+
     return Kernel(
-        module,
+        "product" if is_linear else "vocabulary",
         name,
-        {**sizes, **OPERANDS},
+        configs.LINEAR if is_linear else configs.VOCABULARY,
+        (lambda w: w.attention_size + 3 * w.hidden_size) if is_linear else (lambda w: w.vocabulary_size),
         registers,
         shared,
         storage=("input_ptr", "readout_ptr", "weight_ptr", "bias_ptr"),
         types={"banned_ptr": "*i64", "keys_ptr": "*i64"},
-        table=table,
+        sizes=sizes,
+        constants=OPERANDS,
     )
 
 
-def gru(name: str, registers: int, *, hidden: int = 1000, **flags: bool) -> Kernel:
+def gru(name: str, registers: int, *, more: int = 0, **flags: bool) -> Kernel:
     operands = ("weight", "bias", "entering", "next", "reset_state", "reset_states", "grad_hidden")
     return Kernel(
         "gru_scan_backward" if "backward" in name else "gru_scan",
         name,
-        {"H": hidden, "WEIGHT_STRIDE": hidden, "REVERSE": True, **flags, **OPERANDS},
+        configs.GRU_SCAN,
+        lambda w: w.hidden_size,
         registers,
         32 * 1024,
         storage=tuple(f"{operand}_ptr" for operand in operands),
         types={"lengths_ptr": "*i64"},
-        table=configs.GRU_SCAN,
+        sizes=lambda w: {"H": w.hidden_size + more, "WEIGHT_STRIDE": w.hidden_size + more},
+        constants={"REVERSE": True, **flags, **OPERANDS},
     )
 
 
-# Registers: 128 leave room for four programs of 128 threads on a multiprocessor.
+def tiles(workload: Workload) -> dict[str, Any]:
+    columns = configs.chosen(configs.VOCABULARY, "sm_90", 2, workload.vocabulary_size)["BLOCK_COLUMNS"]
+    return {"BLOCK_TILES": triton.next_power_of_2(-(-workload.vocabulary_size // columns))}
+
+
+# Registers: 128 leave room for four programs of 128 threads on a multiprocessor. Odd sizes, one more than a workload's:
+# no load is wider than a number.
 KERNELS: tuple[Kernel, ...] = (
-    Kernel("attention", "score_kernel", configs.SCORE, 96, 512, ("keys_ptr", "score_weight_ptr"), MASKS),
-    Kernel("attention", "reduce_kernel", configs.REDUCE, 96, 512, ("values_ptr", "output_ptr"), MASKS),
-    Kernel("attention_backward", "grad_weights_kernel", configs.GRAD_WEIGHTS, 96, 512, ("values_ptr",), MASKS),
-    Kernel(
-        "attention_backward", "grad_query_kernel", configs.GRAD_QUERY, 96, 512, ("keys_ptr", "score_weight_ptr"), MASKS
-    ),
-    Kernel(
-        "attention_backward",
-        "grad_keys_kernel",
-        configs.GRAD_KEYS,
-        96,
-        512,
-        ("keys_ptr", "score_weight_ptr", "grad_keys_ptr"),
-        MASKS,
-    ),
-    Kernel("decoder", "reset_kernel", configs.GATES, 64, 0, ("input_gates_ptr",), MASKS),
-    Kernel("decoder", "gates_kernel", {**configs.GATES, "RESET_AFTER": True}, 64, 0, ("input_gates_ptr",), MASKS),
-    Kernel("decoder", "gates_kernel", {**configs.GATES, "RESET_AFTER": False}, 64, 0, ("input_gates_ptr",), MASKS),
-    Kernel("decoder_backward", "gates_backward_kernel", {**configs.GATES, "RESET_AFTER": True}, 64, 0, (), MASKS),
-    Kernel("decoder_backward", "gates_backward_kernel", {**configs.GATES, "RESET_AFTER": False}, 64, 0, (), MASKS),
-    Kernel("decoder_backward", "reset_backward_kernel", configs.GATES, 64, 0, (), MASKS),
-    products("linear_kernel", {"FEATURES": 1000, "INPUT_STRIDE": 1000, "WEIGHT_STRIDE": 1000}, 128, 32 * 1024),
-    products("vocabulary_tile_kernel", {"FEATURES": 500, "READOUT_STRIDE": 500, "WEIGHT_STRIDE": 500}, 255, 64 * 1024),
-    # Odd sizes: no load is wider than a number.
-    products("vocabulary_tile_kernel", {"FEATURES": 501, "READOUT_STRIDE": 501, "WEIGHT_STRIDE": 501}, 255, 64 * 1024),
+    attention("score_kernel", configs.SCORE, lambda w: w.attention_size, "keys", "score_weight"),
+    attention("reduce_kernel", configs.REDUCE, lambda w: w.memory_size, "values", "output"),
+    attention("grad_weights_kernel", configs.GRAD_WEIGHTS, lambda w: w.memory_size, "values"),
+    attention("grad_query_kernel", configs.GRAD_QUERY, lambda w: w.attention_size, "keys", "score_weight"),
+    attention("grad_keys_kernel", configs.GRAD_KEYS, lambda w: w.attention_size, "keys", "score_weight", "grad_keys"),
+    gates("reset_kernel", "input_gates"),
+    gates("gates_kernel", "input_gates", RESET_AFTER=True),
+    gates("gates_kernel", "input_gates", RESET_AFTER=False),
+    gates("gates_backward_kernel", RESET_AFTER=True),
+    gates("gates_backward_kernel", RESET_AFTER=False),
+    gates("reset_backward_kernel"),
+    products("linear_kernel", 128, 32 * 1024),
+    products("vocabulary_tile_kernel", 255, 64 * 1024),
+    products("vocabulary_tile_kernel", 255, 64 * 1024, more=1),
     Kernel(
         "vocabulary",
         "vocabulary_merge_kernel",
-        {"BLOCK_TILES": 256},
+        None,
+        lambda w: w.vocabulary_size,
         64,
         1024,
         types={"keys_ptr": "*i64", "token_ids_ptr": "*i64"},
+        sizes=tiles,
     ),
     gru("gru_step_kernel", 128, RESET_AFTER=True),
-    gru("gru_step_kernel", 208, RESET_AFTER=True, hidden=1001),
+    gru("gru_step_kernel", 208, RESET_AFTER=True, more=1),
     gru("gru_step_kernel", 128, RESET_AFTER=False),
     gru("gru_candidate_kernel", 128),
     gru("gru_step_backward_kernel", 128, RESET_AFTER=True),
@@ -125,16 +190,14 @@ KERNELS: tuple[Kernel, ...] = (
 )
 
 
-def compile_for(kernel: Kernel, dtype: str, arch: int) -> Any:
+def compile_for(kernel: Kernel, workload: Workload, dtype: str, arch: int) -> Any:
     function = getattr(importlib.import_module(f"rnnsearch_kernels.triton.{kernel.module}"), kernel.name)
-    config = configs.chosen(kernel.table, f"sm_{arch}", getattr(torch, dtype).itemsize) if kernel.table else {}
-    row = {**kernel.constants, **config}
+    row = kernel.row(workload, dtype, arch)
     constants = {
         name: getattr(triton.language, dtype) if value == "storage" else value
         for name, value in row.items()
         if name not in OPTIONS
     }
-    constants.update(dict.fromkeys(kernel.absent))
     signature, attrs = {}, {}
     for position, parameter in enumerate(function.params):
         name = parameter.name
@@ -161,13 +224,16 @@ def resources(cubin: bytes, folder: Path) -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", printed)}
 
 
-@pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_a_kernel_compiles_within_its_budgets_and_spills_nothing(kernel, dtype, arch, tmp_path):
-    if dtype != "float32" and not kernel.storage and "storage" not in kernel.constants.values():
-        pytest.skip("it has no storage tensors")
-    compiled = compile_for(kernel, dtype, arch)
+@pytest.mark.parametrize(
+    ("kernel", "workload", "dtype", "arch"),
+    [
+        pytest.param(kernel, *case, id=f"{kernel.name}-{case[0].name}-{case[1]}-sm_{case[2]}")
+        for kernel in KERNELS
+        for case in kernel.cases()
+    ],
+)
+def test_a_kernel_compiles_within_its_budgets_and_spills_nothing(kernel, workload, dtype, arch, tmp_path):
+    compiled = compile_for(kernel, workload, dtype, arch)
     used = resources(compiled.asm["cubin"], tmp_path)
     assert used["STACK"] == 0 and used["LOCAL"] == 0, f"it spills: {used}"
     assert used["REG"] <= kernel.registers, used
@@ -181,3 +247,20 @@ def test_every_kernel_has_its_row():
         name for path in folder.glob("*.py") for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.M)
     }
     assert found == {kernel.name for kernel in KERNELS}
+
+
+def test_every_class_of_every_family_is_compiled_by_some_workload():
+    """A class that no named workload belongs to would be a guess that nothing looks at."""
+    for name, table in vars(configs).items():
+        if not isinstance(table, dict) or configs.DEFAULT not in table:
+            continue
+        kernels = [kernel for kernel in KERNELS if kernel.table is table]
+        for family, rows in table.items():
+            for itemsize, classes in rows.items():
+                met = {
+                    id(configs.chosen(table, family, itemsize, kernel.by(workload)))
+                    for kernel in kernels
+                    for workload, _, arch in kernel.cases()
+                    if family in (configs.DEFAULT, f"sm_{arch}")
+                }
+                assert met == {id(config) for config in classes.values()}, (name, family, itemsize)

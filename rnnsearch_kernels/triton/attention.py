@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .configs import REDUCE, SCORE
 from .gru import tanh
-from .launch import blocks, ends_contiguous, rows_for
+from .launch import blocks, config_of, ends_contiguous, rows_for
 
 
 @triton.jit
@@ -145,7 +145,8 @@ def score(
     source, features = keys.shape[1:]
     padding, padding_stride = padding_of(key_padding_mask)
     scores = rows_for(keys, query.shape[0], source)
-    score_kernel[(query.shape[0], blocks(source, SCORE["BLOCK_S"]))](
+    config = config_of(SCORE, keys, features)
+    score_kernel[(query.shape[0], blocks(source, config["BLOCK_S"]))](
         query_ptr=query,
         query_stride=query.stride(0),
         keys_ptr=keys,
@@ -159,7 +160,7 @@ def score(
         scores_ptr=scores,
         source=source,
         features=features,
-        **SCORE,
+        **config,
     )
     return scores
 
@@ -167,7 +168,8 @@ def score(
 def reduce(scores: Tensor, values: Tensor, memory_index: Tensor | None, attn_weights: Tensor, output: Tensor) -> None:
     """From ``scores`` to ``attn_weights`` (N, S) and ``output`` (N, W), the weighted sum of ``values`` (B, S, W)."""
     source, width = values.shape[1:]
-    reduce_kernel[(scores.shape[0], blocks(width, REDUCE["BLOCK_W"]))](
+    config = config_of(REDUCE, values, width)
+    reduce_kernel[(scores.shape[0], blocks(width, config["BLOCK_W"]))](
         scores_ptr=scores,
         values_ptr=values,
         values_stride_b=values.stride(0),
@@ -179,7 +181,7 @@ def reduce(scores: Tensor, values: Tensor, memory_index: Tensor | None, attn_wei
         output_stride=output.stride(0),
         source=source,
         width=width,
-        **REDUCE,
+        **config,
     )
 
 

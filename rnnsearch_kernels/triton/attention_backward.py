@@ -13,7 +13,7 @@ from torch import Tensor
 from .attention import padding_of, real_positions
 from .configs import GRAD_KEYS, GRAD_QUERY, GRAD_WEIGHTS
 from .gru import tanh
-from .launch import blocks, ends_contiguous, rows_for
+from .launch import blocks, config_of, ends_contiguous, rows_for
 
 
 @triton.jit
@@ -168,7 +168,8 @@ def attend_backward(
     (rows, source, width), features = values.shape, keys.shape[2]
     padding, padding_stride = padding_of(key_padding_mask)
     grad_weights = rows_for(values, rows, source)
-    grad_weights_kernel[(rows, blocks(source, GRAD_WEIGHTS["BLOCK_S"]))](
+    config = config_of(GRAD_WEIGHTS, values, width)
+    grad_weights_kernel[(rows, blocks(source, config["BLOCK_S"]))](
         outside_ptr=outside,
         outside_stride=outside.stride(0),
         grad_output_ptr=grad_output,
@@ -181,9 +182,10 @@ def attend_backward(
         grad_weights_ptr=grad_weights,
         source=source,
         width=width,
-        **GRAD_WEIGHTS,
+        **config,
     )
-    grad_query_kernel[(rows, blocks(features, GRAD_QUERY["BLOCK_A"]))](
+    config = config_of(GRAD_QUERY, keys, features)
+    grad_query_kernel[(rows, blocks(features, config["BLOCK_A"]))](
         grad_weights_ptr=grad_weights,
         attn_weights_ptr=attn_weights,
         attn_weights_stride=attn_weights.stride(0),
@@ -201,7 +203,7 @@ def attend_backward(
         grad_query_stride=grad_query.stride(0),
         source=source,
         features=features,
-        **GRAD_QUERY,
+        **config,
     )
 
 
@@ -211,10 +213,11 @@ def keys_backward(
     """Gradients of the keys and of the score weight from ``grad_scores`` (B, T, S) of all steps."""
     (rows, source, features), steps = keys.shape, queries.shape[1]
     padding, padding_stride = padding_of(key_padding_mask)
-    position_blocks = blocks(source, GRAD_KEYS["BLOCK_S"])
+    config = config_of(GRAD_KEYS, keys, features)
+    position_blocks = blocks(source, config["BLOCK_S"])
     grad_keys = torch.empty_like(keys, memory_format=torch.contiguous_format)
     grad_score_weight = rows_for(keys, rows * position_blocks, features)
-    grad_keys_kernel[(rows, position_blocks, blocks(features, GRAD_KEYS["BLOCK_A"]))](
+    grad_keys_kernel[(rows, position_blocks, blocks(features, config["BLOCK_A"]))](
         grad_scores_ptr=grad_scores,
         queries_ptr=queries,
         queries_stride_b=queries.stride(0),
@@ -230,7 +233,7 @@ def keys_backward(
         steps=steps,
         source=source,
         features=features,
-        **GRAD_KEYS,
+        **config,
     )
     return grad_keys, grad_score_weight.sum(0).to(score_weight.dtype)
 

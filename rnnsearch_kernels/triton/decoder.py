@@ -19,7 +19,7 @@ from torch import Tensor
 from .attention import reduce, score
 from .configs import GATES
 from .gru import gru_new_state, sigmoid
-from .launch import batched_product, blocks, contiguous, ends_contiguous, rows_for
+from .launch import batched_product, blocks, config_of, contiguous, ends_contiguous, rows_for
 from .product import linear
 
 
@@ -155,7 +155,8 @@ def advance_gates(
 ) -> None:
     """The GRU; writes the last four."""
     rows, hidden = state.shape
-    grid = (rows, blocks(hidden, GATES["BLOCK_H"]))
+    config = config_of(GATES, hidden_weight, hidden)
+    grid = (rows, blocks(hidden, config["BLOCK_H"]))
     shared = {
         "input_gates_ptr": input_gates,
         "input_gates_stride": input_gates.stride(0),
@@ -167,7 +168,7 @@ def advance_gates(
         "state_mask_ptr": state_mask,
         "within_ptr": within,
         "hidden": hidden,
-        **GATES,
+        **config,
     }
     if reset_after:
         candidate = hidden_gates[:, 2 * hidden :]

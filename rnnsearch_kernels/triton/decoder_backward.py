@@ -16,7 +16,7 @@ from .attention_backward import attend_backward, keys_backward
 from .configs import GATES
 from .decoder import gates_of_memory, joined, load_entering, real_memory, steps_within
 from .gru import gru_new_state_backward, gru_reset_backward
-from .launch import batched_product, blocks, contiguous, ends_contiguous, rows_for
+from .launch import batched_product, blocks, config_of, contiguous, ends_contiguous, rows_for
 from .product import linear
 
 
@@ -117,7 +117,8 @@ def gates_backward(
 ) -> None:
     """Writes ``grad_input``, ``grad_hidden`` (B, 3H) and ``carried``. ``candidate_weight`` is U_nᵀ."""
     rows, hidden = old_state.shape
-    grid = (rows, blocks(hidden, GATES["BLOCK_H"]))
+    config = config_of(GATES, candidate_weight, hidden)
+    grid = (rows, blocks(hidden, config["BLOCK_H"]))
     shared = {
         "carried_ptr": carried,
         "old_state_ptr": old_state,
@@ -130,7 +131,7 @@ def gates_backward(
         "grad_hidden_ptr": grad_hidden,
         "grad_hidden_stride": grad_hidden.stride(0),
         "hidden": hidden,
-        **GATES,
+        **config,
     }
     gates_backward_kernel[grid](
         through_ptr=through,

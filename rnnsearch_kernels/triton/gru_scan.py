@@ -229,7 +229,7 @@ def gru_scan(
     operand = operand_dtype(hidden_weight.dtype)
     first = state if state_mask is None else state * state_mask
     entering = [first.to(operand, copy=True).contiguous(), state.new_empty((rows, hidden), dtype=operand)]
-    config = config_of(GRU_SCAN, hidden_weight)
+    config = config_of(GRU_SCAN, hidden_weight, hidden)
     common = {
         "weight_ptr": hidden_weight,
         "WEIGHT_STRIDE": hidden_weight.stride(0),

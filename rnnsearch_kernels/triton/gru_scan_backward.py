@@ -186,7 +186,7 @@ def gru_scan_backward(
     entering = new((rows, steps, hidden), dtype=operand)
     reset_states = entering if reset_after else new((rows, steps, hidden), dtype=operand)
     grad_carried = torch.empty_like(state)
-    config = config_of(GRU_SCAN, hidden_weight)
+    config = config_of(GRU_SCAN, hidden_weight, hidden)
     common = {
         "weight_ptr": hidden_weight,
         "WEIGHT_STRIDE": hidden_weight.stride(0),

@@ -58,9 +58,9 @@ def family(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
-def config_of(table: Table, weight: Tensor) -> Config:
-    """How to launch a kernel on weights of this device and storage dtype."""
-    return chosen(table, family(weight.device), weight.element_size())
+def config_of(table: Table, storage: Tensor, size: int) -> Config:
+    """How to launch a kernel on tensors of this device and storage dtype; ``size`` is what ``table`` goes by."""
+    return chosen(table, family(storage.device), storage.element_size(), size)
 
 
 def precision() -> str:

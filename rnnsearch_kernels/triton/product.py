@@ -112,7 +112,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows, features = input.shape
     outputs = weight.shape[0]
     output = rows_for(input, rows, outputs)
-    config = config_of(LINEAR, weight)
+    config = config_of(LINEAR, weight, outputs)
     grid = (blocks(rows, config["BLOCK_ROWS"]) * blocks(outputs, config["BLOCK_COLUMNS"]),)
     linear_kernel[grid](
         input_ptr=input,

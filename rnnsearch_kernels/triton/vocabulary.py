@@ -161,7 +161,7 @@ def vocabulary_topk(
     banned_ids = ends_contiguous(banned_ids)
     rows, features = readout.shape
     vocabulary = weight.shape[0]
-    config = config_of(VOCABULARY, weight)
+    config = config_of(VOCABULARY, weight, vocabulary)
     tiles, row_blocks = blocks(vocabulary, config["BLOCK_COLUMNS"]), blocks(rows, config["BLOCK_ROWS"])
     kept = min(k, config["BLOCK_COLUMNS"])
     maxima = readout.new_empty((rows, tiles), dtype=torch.float32)
