@@ -66,7 +66,7 @@ def test_ctrl_c_is_status_130(capsys: Capture, monkeypatch: pytest.MonkeyPatch) 
         raise KeyboardInterrupt
 
     monkeypatch.setattr("rnnsearch.pronunciation.evaluate", interrupted)
-    assert main(["evaluate"]) == 130
+    assert main(["evaluate", "--words", "shipped"]) == 130
     assert capsys.readouterr() == ("", "rnnsearch: interrupted\n")
 
 

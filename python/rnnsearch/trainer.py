@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rnnsearch import snapshots
+from rnnsearch import scores, snapshots
 from rnnsearch.ahead import Ahead
 from rnnsearch.checkpoint import CheckpointError, check_weights
 from rnnsearch.data import Pair
 from rnnsearch.loss import ModelLoss
-from rnnsearch.measure import InterruptedMeasure, autocast, bleu, bleu_metric, mean_loss, pharaoh
+from rnnsearch.measure import InterruptedMeasure, autocast, mean_loss, pharaoh
 from rnnsearch.measure import translate_all as translate_texts
 from rnnsearch.model import RNNSearch
 from rnnsearch.monitor import Monitor
@@ -96,7 +96,7 @@ class Trainer:
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
         self.progress = Progress()
         if settings.run.metric == "bleu":
-            bleu_metric()  # that it cannot be had is said now, not at the first measure
+            scores.bleu()  # that it cannot be had is said now, not at the first measure
         self._saved: dict[str, Any] | None = None
 
     def resume(self) -> None:
@@ -274,7 +274,7 @@ class Trainer:
         found = translate_texts(translator, self.dev.sources[:count], beam_size=run.beam_size, **shared)
         if run.metric == "bleu":
             texts = [translator.text(entry[0]) if entry else "" for entry in found]
-            values["bleu"] = float(bleu(texts, self.dev.references)[0].score)
+            values["bleu"] = scores.score(scores.bleu, texts, self.dev.references, resamples=0).value
         value = values["loss"] if run.metric == "loss" else -values["bleu"]
         better = math.isfinite(value) and (progress.best is None or value < progress.best)
         if better:

@@ -1,0 +1,207 @@
+"""`rnnsearch evaluate`: its numbers are those of sacreBLEU's own command and of BLEU's definition."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from rnnsearch import scores
+from rnnsearch.cli import main
+from rnnsearch.segmentation import Words
+from rnnsearch.translator import Translator
+from small_model import make_model
+
+pytest.importorskip("sacrebleu")
+WORDS = ["Ein", "Hund", "läuft", "über", "die", "grüne", "Wiese", ",", "und", "2", "Kinder", "sehen", "ihm", "zu", "."]
+
+
+@pytest.fixture
+def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Sixty references of 3 to 14 words, their sources, and two systems' translations of them."""
+    monkeypatch.chdir(tmp_path)
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(high: int) -> int:
+        return int(torch.randint(high, (), generator=generator))
+
+    references = [[WORDS[draw(len(WORDS))] for _ in range(3 + draw(12))] for _ in range(60)]
+    for name, rate in (("ours", 8), ("theirs", 4)):
+        dropped = [" ".join(word for word in words if draw(rate)) for words in references]
+        Path(name).write_text("".join(f"{line}\n" for line in dropped), encoding="utf-8")
+    Path("reference").write_text("".join(" ".join(words) + "\n" for words in references), encoding="utf-8")
+    Path("source").write_text("".join(f"{' '.join('abcdefg'[: 1 + draw(7)])}\n" for _ in references))
+    return tmp_path
+
+
+def lines(name: str) -> list[str]:
+    return Path(name).read_text(encoding="utf-8").splitlines()
+
+
+def evaluate(*options: str) -> dict:
+    assert main(["evaluate", *options, "--json", "out.json"]) == 0
+    return json.loads(Path("out.json").read_text(encoding="utf-8"))
+
+
+def plain_bleu(hypotheses: list[str], references: list[str]) -> float:
+    """Papineni et al. 2002, section 2.3, of tokens between white space; every order must have a match."""
+    logarithm, hypothesis_length, reference_length = 0.0, 0, 0
+    matches, totals = [0] * 4, [0] * 4
+    for hypothesis, reference in zip(hypotheses, references, strict=True):
+        left, right = hypothesis.lower().split(), reference.lower().split()
+        hypothesis_length, reference_length = hypothesis_length + len(left), reference_length + len(right)
+        for n in range(4):
+            counts = [Counter(zip(*(side[k:] for k in range(n + 1)), strict=False)) for side in (left, right)]
+            matches[n] += sum((counts[0] & counts[1]).values())
+            totals[n] += sum(counts[0].values())
+    logarithm = sum(math.log(match / total) for match, total in zip(matches, totals, strict=True)) / 4
+    return 100 * math.exp(logarithm + min(0.0, 1 - reference_length / hypothesis_length))
+
+
+def test_bleu_chrf_confidence_and_signature_are_those_of_sacrebleus_own_command(text, capsys):
+    report = evaluate("--hypotheses", "ours", "--reference", "reference", "--resamples", "100")
+    command = [sys.executable, "-m", "sacrebleu", "reference", "-i", "ours", "-m", "bleu", "chrf", "-w", "9"]
+    done = subprocess.run([*command, "--confidence", "--confidence-n", "100"], capture_output=True, check=True)
+    found = report["systems"][0]["scores"]
+    printed = capsys.readouterr().out
+    for name, theirs in zip(("BLEU", "chrF"), json.loads(done.stdout), strict=True):
+        assert found[name]["value"] == pytest.approx(theirs["score"], abs=1e-8)
+        for ours, key in (("mean", "confidence_mean"), ("confidence", "confidence_var")):  # theirs in float32
+            assert found[name][ours] == pytest.approx(theirs[key], rel=1e-6) and found[name][ours] > 0
+        assert found[name]["signature"] == theirs["signature"] and theirs["signature"] in printed
+        assert f"{theirs['score']:.2f} ± {theirs['confidence_var']:.2f}" in printed
+
+
+def test_tokenised_bleu_is_bleu_of_lower_cased_words(text):
+    Path("ours").write_text(Path("ours").read_text(encoding="utf-8").upper(), encoding="utf-8")
+    report = evaluate("--hypotheses", "ours", "--reference", "reference", "--tokenised", "--resamples", "0")
+    found = report["systems"][0]["scores"]["tokenised BLEU"]
+    assert found["value"] == pytest.approx(plain_bleu(lines("ours"), lines("reference")), abs=1e-8)
+    assert "case:lc" in found["signature"] and "tok:none" in found["signature"]
+    assert found["confidence"] is None and report["systems"][0]["scores"]["BLEU"]["value"] < found["value"]
+
+
+def test_raw_text_is_tokenised_and_tokens_are_put_together(text):
+    pytest.importorskip("sacremoses")
+    Path("tokens").write_text("ein hund ( 2 jahre ) läuft , sagt er .\n")
+    Path("raw").write_text("Ein Hund (2 Jahre) läuft, sagt er.\n")
+    report = evaluate("--hypotheses", "raw", "--reference", "tokens", "--tokenised", "de", "--resamples", "0")
+    assert report["systems"][0]["scores"]["tokenised BLEU"]["value"] == pytest.approx(100)
+    assert report["systems"][0]["scores"]["BLEU"]["value"] < 90
+    Path("raw").write_text("ein hund (2 jahre) läuft, sagt er.\n")
+    report = evaluate("--hypotheses", "tokens", "--reference", "raw", "--detokenise", "de", "--resamples", "0")
+    assert report["systems"][0]["scores"]["chrF"]["value"] == pytest.approx(100)
+
+
+def test_every_sentence_is_in_the_one_bucket_of_its_length(text, capsys):
+    options = ["--hypotheses", "ours", "--reference", "reference", "--tokenised", "--resamples", "0"]
+    buckets = evaluate(*options, "--lengths", "2,5,9")["systems"][0]["lengths"]
+    assert [(bucket["shortest"], bucket["longest"]) for bucket in buckets] == [(3, 5), (6, 9), (10, None)]
+    assert sum(bucket["sentences"] for bucket in buckets) == 60
+    for bucket in buckets:
+        places = [
+            place
+            for place, line in enumerate(lines("reference"))
+            if bucket["shortest"] <= len(line.split()) <= (bucket["longest"] or 99)
+        ]
+        picked = [[lines(name)[place] for place in places] for name in ("ours", "reference")]
+        assert bucket["score"]["value"] == pytest.approx(plain_bleu(*picked), abs=1e-8)
+        assert bucket["mean_length"] == pytest.approx(sum(len(line.split()) for line in picked[1]) / len(places))
+    assert "10+" in capsys.readouterr().out
+    with_source = evaluate(*options, "--source", "source", "--lengths", "2,5,9")
+    assert with_source["lengths_of"] == "source" and with_source["systems"][0]["lengths"][0]["longest"] == 2
+
+
+def test_systems_are_drawn_side_by_side(text, capsys):
+    pytest.importorskip("matplotlib")
+    for picture in ("lengths.png", "lengths.svg"):
+        evaluate("--hypotheses", "ours", "theirs", "--reference", "reference", "--resamples", "20", "--plot", picture)
+    assert Path("lengths.png").read_bytes().startswith(b"\x89PNG")
+    drawn = Path("lengths.svg").read_text(encoding="utf-8")
+    assert all(said in drawn for said in ("ours", "theirs", "sentence length (words of the reference)"))
+    out = capsys.readouterr().out
+    assert "ours, 60 sentences" in out and "theirs, 60 sentences" in out
+
+
+@pytest.fixture
+def model(text: Path) -> Path:
+    Translator(make_model(dtype=torch.float32), Words(), Words()).save(text / "model")
+    return text / "model"
+
+
+def test_a_model_is_measured_by_what_it_writes(text, model, capsys):
+    shared = ("--source", "source", "--reference", "reference", "--resamples", "50")
+    by_model = evaluate("--model", "model", *shared, "--beam-size", "2", "--write", "written")
+    translator = Translator.from_pretrained(model, beam_size=2)
+    assert lines("written") == translator(lines("source"))
+    by_file = evaluate("--hypotheses", "written", *shared)
+    assert by_file["systems"][0]["scores"] == by_model["systems"][0]["scores"]
+    assert by_model["beam_size"] == 2 and by_file["beam_size"] is None
+
+
+def test_sentences_without_unknown_words_are_measured_apart(text, model, capsys):
+    """The model knows a to f and u to z."""
+    Path("pairs.tsv").write_text("a b\tu v w x\na g\tu v w x\na b\tu v w k\nc d e\tz y x w\n")
+    Path("translated").write_text("u v w x\nz\nz\nz y x u\n")
+    report = evaluate("--hypotheses", "translated", "--source", "pairs.tsv", "--vocabulary", "model", "--tokenised")
+    found = report["systems"][0]["no_unk"]
+    wanted = scores.score(scores.tokenised_bleu, ["u v w x", "z y x u"], ["u v w x", "z y x w"], resamples=1000)
+    assert found["sentences"] == 2 and found["score"]["value"] == wanted.value
+    assert "no UNK" in capsys.readouterr().out
+    Path("pairs.tsv").write_text("g\tu\n")
+    Path("translated").write_text("u\n")
+    assert evaluate("--hypotheses", "translated", "--source", "pairs.tsv", "--vocabulary", "model")["systems"][0][
+        "no_unk"
+    ] == {"sentences": 0, "score": None}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--hypotheses", "short", "--reference", "reference"], "short has 1 lines; there are 60 references"),
+        (["--hypotheses", "latin", "--reference", "reference"], "latin, line 2: not UTF-8"),
+        (["--hypotheses", "ours", "--reference", "void"], "void is empty"),
+        (["--hypotheses", "ours", "--source", "source", "--reference", "short"], "source has 60 lines and short has 1"),
+        (["--hypotheses", "ours", "--reference", "nowhere"], "nowhere cannot be read"),
+        (["--hypotheses", "ours", "--reference", "reference", "--plot", "x"], "must end in .png"),
+        (["--model", "nowhere", "--source", "source", "--reference", "reference"], "nowhere is not a directory"),
+    ],
+)
+def test_text_that_cannot_be_measured_is_named(text, options, message, capsys):
+    Path("short").write_text("a\n")
+    Path("latin").write_bytes(b"a\n\xff\n")
+    Path("void").write_text("")
+    assert main(["evaluate", *options, "--resamples", "0"]) == 1
+    err = capsys.readouterr().err
+    assert message in err and err.startswith("rnnsearch: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give --model, --hypotheses or --words"),
+        (["--hypotheses", "h"], "--reference is needed"),
+        (["--model", "m", "--reference", "r"], "--model needs --source"),
+        (["--hypotheses", "h", "--reference", "r", "--write", "w"], "--write writes the translations of --model"),
+        (["--hypotheses", "h", "--reference", "r", "--vocabulary", "m"], "--vocabulary needs --source"),
+        (["--hypotheses", "h", "--reference", "r", "--detokenise", "de", "--tokenised"], "give it a LANGUAGE"),
+        (["--hypotheses", "h", "--reference", "r", "--lengths", "5,5"], "must rise from 1 or more"),
+        (["--words", "shipped", "--reference", "r"], "--reference is about translations, --words about pronunciations"),
+    ],
+)
+def test_options_that_do_not_go_together_are_wrong_usage(options, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["evaluate", *options])
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_sacrebleu_it_says_what_to_install(text, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+    assert main(["evaluate", "--hypotheses", "ours", "--reference", "reference"]) == 1
+    assert "pip install 'rnnsearch-kernels[evaluate]'" in capsys.readouterr().err
