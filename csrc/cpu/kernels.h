@@ -45,6 +45,10 @@ struct ScoreArgs {
   int64_t begin, end;
   Accumulate<S>* scores;
   int64_t score_stride;
+  // Where not null: rows of values, one for each key, to bring into the second-level cache meanwhile, a vector of keys'
+  // share at a time.
+  const S* ahead;
+  int64_t ahead_stride, ahead_share;
 };
 
 // out[row] = Σ_p weights[row, p] values[positions[p]] over features [begin, end), for the rows of one sentence.

@@ -86,6 +86,35 @@ INLINE Vec<T> exp(Vec<T> x) {
   return exp_in_range<T>(clamp<T>(x, Simd<T>::lowest_exponent, Simd<T>::highest_exponent));
 }
 
+// e^{2x} for |x| <= 40; a NaN stays one.
+template <class T>
+INLINE Vec<T> exp_twice(Vec<T> x) {
+  return exp_in_range<T>(x + x);
+}
+#if RNNSEARCH_VECTOR_BYTES == 64 && defined(__x86_64__)
+// 2^{i/16}, less what the shift by 19 in `exp_twice` puts into the mantissa.
+alignas(64) inline constexpr uint32_t kSixteenthsOfTwo[16] = {
+    0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
+    0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c, 0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d,
+};
+// 2x = n ln 2 / 16 + 2r: 2^{n/16} from a table that one register holds, and a cubic for e^{2r}, 1.6e-9 off at most.
+// That is four multiplications and additions less than `exp_in_range`, in what these kernels spend most of their time
+// on. ln 2 / 16 is not split in two: rounding it costs 2.8e-9 of |2x|.
+template <>
+INLINE FloatVector exp_twice<float>(FloatVector x) {
+  constexpr float round = 12582912.0f;  // 1.5 · 2^23: leaves the nearest integer in the lowest bits
+  const FloatVector shifted = x * (32 * 1.44269504088896340736f) + round;
+  const FloatVector n = shifted - round;
+  const FloatVector r = x - n * (0.693147180559945309417f / 32);
+  FloatVector p = r * 1.333360701f + 2.000065173f;
+  p = p * r + 2.0f;
+  p = p * r + 1.0f;
+  const FloatBits bits = bits_of<float>(shifted);
+  const FloatBits root = FloatBits(_mm512_permutexvar_epi32(__m512i(bits), _mm512_load_si512(kSixteenthsOfTwo)));
+  return p * bit_cast<float>(root + (bits << 19));
+}
+#endif
+
 INLINE DoubleVector reciprocal(DoubleVector x) { return 1.0 / x; }
 // Of a positive, finite x.
 INLINE FloatVector reciprocal(FloatVector x) {

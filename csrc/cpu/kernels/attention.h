@@ -38,11 +38,13 @@ void prepare_score_weight(const S* weight, int64_t A, Accumulate<S>* out) {
 }
 
 // `rows` rows against `positions` positions, one of the two being 1, through the shared e^{2k}. most: the largest |k|
-// of each position. next: keys to fetch ahead of time.
+// of each position. next: keys to fetch ahead of time; ahead: rows of values, `share` elements with each vector of
+// keys.
 template <class S, int rows, int positions>
 INLINE void shared_scores(const ScoreArgs<S>& args, const int64_t* row, const S* const* key, const S* next,
-                          Accumulate<S>* out, Accumulate<S>* most) {
+                          const S* const* ahead, int64_t share, Accumulate<S>* out, Accumulate<S>* most) {
   using T = Accumulate<S>;
+  constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(S));
   constexpr int count = rows * positions;
   Vec<T> total[(count + 3) / 4 * 4] = {}, magnitudes[4] = {};
   const T* factor[rows];
@@ -53,13 +55,15 @@ INLINE void shared_scores(const ScoreArgs<S>& args, const int64_t* row, const S*
       const Vec<T> k = load_key(key[p] + a);
       magnitudes[p] = larger<T>(magnitude<T>(k), magnitudes[p]);
       // Out of range where the sum is thrown away, so it is not clamped.
-      const Vec<T> e = exp_in_range<T>(k + k);
+      const Vec<T> e = exp_twice<T>(k);
       for (int r = 0; r < rows; ++r) total[r + p] += v * reciprocal(load(factor[r] + a) * e + 1);
     }
   };
   int64_t a = 0;
   for (; a + lanes<T> <= args.A; a += lanes<T>) {
     for (int p = 0; p < positions; ++p) __builtin_prefetch(next + p * args.position_stride + a, 0, 2);
+    for (int64_t l = 0; l < share; l += line)
+      for (int p = 0; p < positions; ++p) __builtin_prefetch(ahead[p] + a / lanes<T> * share + l, 0, 2);
     step(a, [](const S* k) { return load(k); });
   }
   if (a < args.A) step(a, [&](const S* k) { return load(k, args.A - a); });
@@ -90,30 +94,35 @@ void scores(const ScoreArgs<S>& args) {
   using T = Accumulate<S>;
   constexpr int together = 4;
   const auto key_of = [&](int64_t p) { return args.keys + args.positions[p] * args.position_stride; };
+  const auto ahead_of = [&](int64_t p) { return args.ahead + args.positions[p] * args.ahead_stride; };
   const auto keep = [&](int64_t row, int64_t p, T score, T most) {
     const bool small = most <= static_cast<T>(kSmall) && args.query_is_small[row];
     args.scores[row * args.score_stride + p] = small ? score : exact_score(args, row, key_of(p));
   };
   T out[together > kScoreRows ? together : kScoreRows], most[together];
+  const S* ahead[together];
   int64_t p = args.begin;
   // A row that has its sentence to itself takes several positions at a time.
   if (args.row_count == 1)
     for (; p + together <= args.end; p += together) {
       const S* key[together];
       for (int i = 0; i < together; ++i) key[i] = key_of(p + i);
+      for (int i = 0; i < together; ++i) ahead[i] = ahead_of(p + i);
       const int64_t later = p + 2 * together <= args.end ? p + together : p;
-      shared_scores<S, 1, together>(args, args.rows, key, key_of(later), out, most);
+      shared_scores<S, 1, together>(args, args.rows, key, key_of(later), ahead, args.ahead_share, out, most);
       for (int i = 0; i < together; ++i) keep(args.rows[0], p + i, out[i], most[i]);
     }
   for (; p < args.end; ++p) {
     const S* key = key_of(p);
     const S* next = p + 1 < args.end ? key_of(p + 1) : key;
+    ahead[0] = ahead_of(p);
     const int64_t tiles = (args.row_count + kScoreRows - 1) / kScoreRows;
     for (int64_t tile = 0, r = 0; tile < tiles; ++tile) {
       // As even as whole rows allow.
       const int64_t take = args.row_count / tiles + (tile < args.row_count % tiles);
       choose<kScoreRows>(take, [&](auto rows) {
-        shared_scores<S, decltype(rows)::value, 1>(args, args.rows + r, &key, next, out, most);
+        shared_scores<S, decltype(rows)::value, 1>(args, args.rows + r, &key, next, ahead,
+                                                   tile == 0 ? args.ahead_share : 0, out, most);
       });
       for (int64_t i = 0; i < take; ++i) keep(args.rows[r + i], p, out[i], most[0]);
       r += take;

@@ -17,8 +17,9 @@ std::tuple<Tensor, Tensor> additive_attention(const Tensor& query_, const Tensor
     using S = decltype(s);
     using T = Accumulate<S>;
     const Attention<S> attention(memory, N, call['B'], call['S']);
-    attention.weigh(rows_of(query, call), pointer<T>(attn_weights));
-    attention.store_context(pointer<S>(context));
+    const Unrounded<S> sums(pointer<S>(context), N * M);
+    attention.attend(rows_of(query, call), pointer<T>(attn_weights), {{memory.values, sums.data()}});
+    sums.store();
   });
   return {context, attn_weights};
 }

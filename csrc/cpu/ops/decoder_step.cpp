@@ -39,13 +39,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> decoder_step(
     const Scratch<T> query(N * A), context_gates(N * 3 * H);
     states.product(matrix<S>(query_weight), pointer<S>(query_bias), A, query.data(), A);
     const Attention<S> attention(memory, N, call['B'], S_);
-    attention.weigh({query.data(), A, false}, pointer<T>(attn_weights));
-    const Scratch<T> exact = attention.store_context(pointer<S>(context));
-    if (memory_gates.has_value())
-      attention.gather(*memory_gates, context_gates.data());
-    else
-      PackedRows<S>({exact.data(), M, false}, N, M)
+    const Unrounded<S> sums(pointer<S>(context), N * M);
+    const Rows queries{query.data(), A, false};
+    if (memory_gates.has_value()) {
+      attention.attend(queries, pointer<T>(attn_weights),
+                       {{memory.values, sums.data()}, {*memory_gates, context_gates.data()}});
+    } else {
+      attention.attend(queries, pointer<T>(attn_weights), {{memory.values, sums.data()}});
+      PackedRows<S>({sums.data(), M, false}, N, M)
           .product(matrix<S>(context_weight), nullptr, 3 * H, context_gates.data(), 3 * H);
+    }
+    sums.store();
 
     const Rows input = rows_of(input_gates, call);
     Recurrence<S>{matrix<S>(hidden_weight), pointer<S>(hidden_bias), H, reset_after}.advance(states, N, [&](int64_t n) {

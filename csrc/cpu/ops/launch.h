@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "tensors.h"
 
@@ -21,6 +22,30 @@ template <class T>
 void mask_row(const T* state_mask, const T* state, int64_t count, T* out) {
   for (int64_t h = 0; h < count; ++h) out[h] = state_mask[h] * state[h];
 }
+
+// A result in the accumulate type until `store` rounds it to the storage type; in place where the two are one.
+template <class S>
+class Unrounded {
+ public:
+  using T = Accumulate<S>;
+
+  Unrounded(S* result, int64_t count) : result_(result), count_(count), own_(in_place ? 0 : count) {}
+  T* data() const {
+    if constexpr (in_place)
+      return result_;
+    else
+      return own_.data();
+  }
+  void store() const {
+    if constexpr (!in_place) kernels<S>().to_storage(own_.data(), result_, count_);
+  }
+
+ private:
+  static constexpr bool in_place = std::is_same_v<S, T>;
+  S* result_;
+  int64_t count_;
+  Scratch<T> own_;
+};
 
 // Rows made ready for products with one weight after another.
 template <class S>
