@@ -1,5 +1,6 @@
 """Fused additive-attention decoding for PyTorch: attention, softmax, context and GRU step as one op."""
 
+from . import graphs
 from .backends import Backend, check_backend, decompositions, list_backends, register_backend
 from .functional import additive_attention, decoder_scan, decoder_step, gru_scan, linear, vocabulary_topk
 from .modules import DecoderOutput, FusedBahdanauDecoder, PreparedMemory
@@ -16,6 +17,7 @@ __all__ = [
     "decoder_scan",
     "decoder_step",
     "decompositions",
+    "graphs",
     "gru_scan",
     "linear",
     "list_backends",

@@ -15,7 +15,8 @@ APPLICATION = ROOT / "python" / "rnnsearch"
 
 # The floors of rnnsearch_kernels, lowest first; a room imports from floors below its own and from its own package.
 FLOORS = [
-    {"schema", "reference", "native", "triton", "cuda"},
+    {"schema", "graphs"},
+    {"reference", "native", "triton", "cuda"},
     {"checks", "autograd"},
     {"ops"},
     {"backends"},

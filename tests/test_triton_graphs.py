@@ -1,4 +1,5 @@
-"""Which loops are captured, kept and let go; the capture itself needs a GPU and is a stand-in here."""
+"""Which loops are captured, kept and let go, and that padding to a bucket changes no number; the capture itself needs a
+GPU and is a stand-in here."""
 
 from __future__ import annotations
 
@@ -6,86 +7,226 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
+import tolerances
 import torch
 
-from rnnsearch_kernels import triton
+from rnnsearch_kernels import graphs, reference, triton
+from rnnsearch_kernels.graphs import GraphCache, Limits, bucket
 from rnnsearch_kernels.ops import overload_of
+from rnnsearch_kernels.schema import BY_NAME, Arg
+from rnnsearch_kernels.selftest import INFERENCE_ONLY, SIZES, example, variants
 from rnnsearch_kernels.triton import graphs as house
+
+GRU = BY_NAME["gru_scan"]
+EVERYTHING = 1 << 40
 
 
 class Recorder:
-    """A capture that notes what is captured and replayed; ``stream`` is the current one."""
+    """Loops whose captures are noted and replayed by calling the loop again; ``stream`` is the current one."""
 
-    def __init__(self, limit: int = 2) -> None:
-        self.events: list[tuple[str, int]] = []
-        self.on, self.stream = True, 0
-        self.graphs = house.Graphs(limit, self.capture, lambda device: self.on, lambda device: self.stream)
+    def __init__(self, count: int = 10, nbytes: int = EVERYTHING, each: int = 0) -> None:
+        self.events: list[str] = []
+        self.on, self.stream, self.each, self.memory_left = True, 0, each, 10**6
+        self.kept = GraphCache(lambda device: Limits(count, nbytes))
+        self.kept.usable = lambda device: self.on and not self.kept.given_up
+        self.loops = house.Loops(self.kept, self.capture, lambda device: self.stream)
 
-    def capture(self, function, args):
-        self.events.append(("capture", args[0].shape[0]))
+    def capture(self, function, own):
+        if not self.memory_left:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.memory_left -= 1
+        self.events.append("capture")
+        found = tuple(torch.full_like(value, torch.nan) for value in function(*own))
 
-        def replay(args):
-            self.events.append(("replay", args[0].shape[0]))
-            return function(*args)
+        def replay():
+            self.events.append("replay")
+            for mine, value in zip(found, function(*own), strict=True):
+                mine.copy_(value)
 
-        return replay
+        return replay, found, self.each
 
-    def loop(self, values, factor):
-        return (values * 2 if factor is None else values * factor,)
+    def run(self, name, args, function=None):
+        self.events.append("call")
+        return self.loops.run(name, function or getattr(reference, name), list(args.values()))
 
-    def __call__(self, size, factor=None, name="loop"):
-        values = torch.randn(size)
-        (result,) = self.graphs.run(name, self.loop, (values, factor))
-        assert torch.equal(result, values * (2 if factor is None else factor))
+    def __call__(self, steps, rows=4, **options):
+        """``gru_scan`` without lengths, held against itself."""
+        absent = {"lengths", "state_mask"}
+        args = example(GRU, torch.float64, sizes={**SIZES, "B": rows, "T": steps, "H": 2}, absent=absent, **options)
+        for mine, theirs in zip(self.run("gru_scan", args), reference.gru_scan(*args.values()), strict=True):
+            torch.testing.assert_close(mine, theirs, **tolerances.EXACT)
 
     def kinds(self):
-        return [kind for kind, _ in self.events]
+        """What followed each call."""
+        return [part.split() for part in " ".join(self.events).split("call")[1:]]
 
 
-def test_a_loop_is_captured_when_its_shapes_come_back_and_replayed_from_then_on():
+def test_a_bucket_is_less_than_an_eighth_larger_and_there_are_eight_in_a_doubling():
+    sizes = range(3000)
+    assert all(size <= bucket(size) <= size + size / 8 for size in sizes)
+    assert [bucket(size) for size in range(17)] == list(range(17))
+    assert [bucket(size) for size in (17, 50, 64, 65, 80, 1500)] == [18, 52, 64, 72, 80, 1536]
+    assert all(bucket(bucket(size)) == bucket(size) for size in sizes)
+    assert len({bucket(size) for size in range(65, 129)}) == 8
+
+
+def test_a_loop_is_captured_when_its_bucket_comes_back_and_replayed_from_then_on():
     recorder = Recorder()
-    recorder(3)
-    assert recorder.events == []
-    recorder(3)
-    recorder(3)
-    assert recorder.kinds() == ["capture", "replay", "replay"]
+    for steps in (50, 49, 51):
+        recorder(steps)
+    assert recorder.kinds() == [[], ["capture", "replay"], ["replay"]]
+    for _ in range(2):  # the end of that bucket needs no lengths, and goes without
+        recorder(52)
+    assert recorder.kinds()[3:] == [[], ["capture", "replay"]]
 
 
-def test_other_shapes_flags_loops_and_streams_have_graphs_of_their_own():
-    recorder = Recorder(limit=10)
-    for call in [(3,), (4,), (3, 5), (3, None, "another")]:
-        recorder(*call)
-        recorder(*call)
+def test_other_buckets_flags_loops_and_streams_have_graphs_of_their_own():
+    recorder = Recorder()
+    for options in ({"steps": 3}, {"steps": 4}, {"steps": 3, "rows": 5}, {"steps": 3, "flags": {"reverse": True}}):
+        recorder(**options)
+        recorder(**options)
     recorder.stream = 1
     recorder(3)
     recorder(3)
-    assert recorder.kinds().count("capture") == 5 and len(recorder.graphs.kept) == 5
+    assert recorder.events.count("capture") == len(recorder.kept) == 5
+
+
+@pytest.mark.parametrize("op", triton.LOOPS)
+def test_padding_to_a_bucket_changes_no_number_whatever_was_there_before(op):
+    """Values and gradients, every optional argument there and none, sizes of one bucket in turn; a NaN in one call is
+    gone in the next."""
+    function = getattr(reference, op)
+    for absent, flags in variants(BY_NAME[op], differentiable=True):
+        recorder = Recorder()
+        for seed, (B, T, S) in enumerate([(17, 33, 34), (17, 35, 35), (17, 34, 33), (17, 33, 34)]):
+            sizes = {**SIZES, "B": B, "T": T, "S": S, "H": 2, "A": 3, "M": 2}
+            args = example(
+                BY_NAME[op], torch.float64, seed=seed % 3, sizes=sizes, absent=absent | set(INFERENCE_ONLY), flags=flags
+            )
+            if seed == 1:
+                last = next(name for name in args if name in ("grad_states", "input_gates"))
+                args[last] = args[last].clone()
+                args[last][-1, -1] = torch.nan
+            found = recorder.run(op, args)
+            for mine, theirs in zip(found, function(*args.values()), strict=True):
+                assert mine.is_contiguous()
+                torch.testing.assert_close(mine, theirs, **tolerances.EXACT, equal_nan=True)
+            if seed == 0:
+                first = found
+        assert recorder.kinds() == [[], ["capture", "replay"], ["replay"], ["replay"]]
+        assert all(map(torch.equal, found, first))  # plainly or replayed: the same bits
+
+
+def test_results_are_the_callers_own():
+    recorder = Recorder()
+    args = example(GRU, sizes={**SIZES, "T": 17})
+    first = recorder.run("gru_scan", args)
+    for _ in range(2):
+        again = recorder.run("gru_scan", args)
+        pointers = [value.untyped_storage().data_ptr() for value in (*again, *first, *args.values()) if
+                    isinstance(value, torch.Tensor)]  # fmt: skip
+        assert len(set(pointers)) == len(pointers) and all(map(torch.equal, first, again))
+        first = again
+
+
+def test_only_sizes_of_a_batch_are_padded_and_every_loop_names_them_as_the_list_does():
+    for name in triton.LOOPS:
+        op = BY_NAME[name]
+        letters = {letter for arg in op.args if isinstance(arg, Arg) for letter in arg.shape}
+        assert {"B", "T"} <= letters and (letters & set(house.PADDED) <= set("BTS"))
+        assert any(arg.name.endswith("lengths") for arg in op.tensors)  # what makes a padded step a no-op
+        assert "S" not in letters or any(arg.name == "key_padding_mask" for arg in op.tensors)
 
 
 def test_no_more_are_kept_than_the_limit_and_the_one_used_longest_ago_goes():
-    recorder = Recorder(limit=2)
-    for size in (3, 3, 4, 4, 3, 5, 5):
-        recorder(size)
-    assert len(recorder.graphs.kept) == 2
+    recorder = Recorder(count=2)
+    for steps in (3, 3, 4, 4, 3, 5, 5):
+        recorder(steps)
+    assert len(recorder.kept) == 2
     recorder.events.clear()
     recorder(3)
     recorder(4)
-    assert recorder.events == [("replay", 3), ("capture", 4), ("replay", 4)]
+    assert recorder.kinds() == [["replay"], ["capture", "replay"]]
 
 
-def test_shapes_that_never_come_back_are_forgotten():
+def test_they_hold_no_more_bytes_than_the_limit_and_what_is_larger_is_captured_once_and_never_kept():
+    recorder = Recorder(nbytes=100_000, each=40_000)
+    for steps in (3, 3, 4, 4, 5, 5):
+        recorder(steps)
+    assert len(recorder.kept) == 2  # their own arguments count besides
+    recorder.each = 100_000
+    for _ in range(4):
+        recorder(6)
+    assert recorder.events.count("capture") == 4 and len(recorder.kept) == 2
+    assert recorder.kinds()[-4:] == [[], ["capture"], [], []]
+
+
+def test_the_limits_are_those_of_the_environment_at_any_time(monkeypatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=1000))
+    for name in ("KEPT", "MB"):
+        monkeypatch.delenv(f"RNNSEARCH_CUDA_GRAPHS_{name}", raising=False)
+    assert graphs.limits(cuda) == Limits(graphs.COUNT, 100)
+    monkeypatch.setenv("RNNSEARCH_CUDA_GRAPHS_KEPT", "3")
+    monkeypatch.setenv("RNNSEARCH_CUDA_GRAPHS_MB", "5")
+    assert graphs.limits(cuda) == Limits(3, 5 << 20)
+    monkeypatch.setenv("RNNSEARCH_CUDA_GRAPHS_MB", "-5")
+    with pytest.raises(ValueError, match="RNNSEARCH_CUDA_GRAPHS_MB must be a whole number; got '-5'"):
+        graphs.limits(cuda)
+
+
+def test_where_memory_does_not_suffice_all_go_the_launches_are_plain_and_it_is_said_once(recwarn):
     recorder = Recorder()
-    for size in range(1, 2 * house.REMEMBERED):
-        recorder(size)
-    assert recorder.events == [] and len(recorder.graphs.seen) == house.REMEMBERED
+    recorder.memory_left = 2
+    for steps in (3, 3, 4, 4, 5):
+        recorder(steps)
+    assert len(recorder.kept) == 2
+    for _ in range(2):
+        recorder(5)
+        recorder(3)
+    assert len(recorder.kept) == 0 and recorder.events.count("capture") == 2
+    (warning,) = recwarn.list
+    assert "no more are made in this process, and" in str(warning.message)
+
+
+def test_a_plain_call_without_memory_is_made_again_once_the_graphs_have_gone():
+    recorder = Recorder()
+    recorder(3)
+    recorder(3)
+
+    def short_of_memory(*args):
+        if len(recorder.kept):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return reference.gru_scan(*args)
+
+    args = example(GRU)
+    results = recorder.run("gru_scan", args, short_of_memory)
+    assert all(map(torch.equal, results, reference.gru_scan(*args.values())))
+
+    def never(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.warns(RuntimeWarning, match="no more are made"), pytest.raises(torch.OutOfMemoryError):
+        recorder.run("gru_scan", args, never)
+
+
+def test_what_never_comes_back_is_forgotten(monkeypatch):
+    monkeypatch.setattr(house, "REMEMBERED", 4)
+    recorder = Recorder()
+    for steps in (*range(1, 11), 1, 10):
+        recorder(steps)
+    assert recorder.events.count("capture") == 1 and len(recorder.loops.seen) == 4
 
 
 def test_a_replay_after_inference_mode_may_write_its_buffers():
-    recorder = Recorder()
-    modes = []
-    recorder.loop = lambda values, factor: (modes.append(torch.is_inference_mode_enabled()), (values * 2,))[1]
+    recorder, modes = Recorder(), []
+
+    def loop(*args):
+        modes.append(torch.is_inference_mode_enabled())
+        return reference.gru_scan(*args)
+
     with torch.inference_mode():
-        recorder(3)
+        recorder.run("gru_scan", example(GRU), loop)
     assert modes == [False]
 
 
@@ -93,14 +234,14 @@ def test_it_can_be_turned_off(monkeypatch):
     recorder = Recorder()
     recorder.on = False
     for _ in range(3):
-        recorder(3)
-    assert recorder.events == []
+        recorder(17)
+    assert recorder.kinds() == [[], [], []]
     cuda = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.delenv("RNNSEARCH_CUDA_GRAPHS", raising=False)
-    assert house.usable(cuda) and not house.usable(torch.device("cpu"))
+    assert graphs.usable(cuda) and not graphs.usable(torch.device("cpu"))
     monkeypatch.setenv("RNNSEARCH_CUDA_GRAPHS", "0")
-    assert not house.usable(cuda)
+    assert not graphs.usable(cuda)
 
 
 @pytest.mark.parametrize("chosen", ["tf32", "ieee"])
@@ -110,35 +251,70 @@ def test_a_graph_belongs_to_the_arithmetic_that_torch_is_told_by_its_newer_setti
     # Once the newer setting is used, asking for the older one (allow_tf32) raises.
     monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision=chosen))
     assert launch.precision() == {"tf32": "tf32", "ieee": "tf32x3"}[chosen]
-    assert house.surroundings(torch.device("cuda")) == (5, chosen)
+    cuda = torch.device("cuda")
+    assert graphs.surroundings(cuda) == (cuda, 5, chosen)
 
 
-def test_a_capture_follows_a_plain_run_on_the_same_copies_and_has_a_stream_for_each_that_replays(monkeypatch):
-    events = []
-    current = SimpleNamespace(device=torch.device("cuda", 1), cuda_stream=7)
+@pytest.fixture
+def capturing(monkeypatch):
+    """torch's capture as a list of what happens: the address of the argument at each run, the stream, the end."""
+    events, current = [], SimpleNamespace(device=torch.device("cuda", 1), cuda_stream=7)
+    reserved = iter(range(1000, 10**6, 500))
 
     @contextmanager
     def graph(graph, stream, capture_error_mode):
         events.append(stream)
-        yield
-        events.append("end")
+        try:
+            yield
+        finally:
+            events.append("end")
 
     monkeypatch.setattr(torch.cuda, "graph", graph)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: current)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: (device, current.cuda_stream))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: next(reserved))
     house.capture_stream.cache_clear()
+    yield events, current
+    house.capture_stream.cache_clear()
+
+
+def test_a_capture_follows_a_plain_run_on_the_same_memory_and_has_a_stream_for_each_that_replays(capturing):
+    events, current = capturing
 
     def loop(values):
         events.append(values.data_ptr())
         return (values,)
 
     for current.cuda_stream in (7, 8, 7):
-        house.capture(loop, (torch.ones(2),))
-    house.capture_stream.cache_clear()
+        _, _, nbytes = house.capture(loop, (torch.ones(2),))
+        assert nbytes == 500
     for first, stream, second, end in zip(*[iter(events)] * 4, strict=True):
         assert first == second and stream[0] == current.device and end == "end"
     assert [stream for _, stream in events[1::4]] == [7, 8, 7]
+
+
+def test_a_capture_that_runs_out_of_memory_says_that_whatever_its_end_says(capturing, monkeypatch):
+    events, _ = capturing
+    begun = torch.cuda.graph
+
+    @contextmanager
+    def broken(*args, **options):
+        try:
+            with begun(*args, **options):
+                yield
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(torch.cuda, "graph", broken)
+
+    def loop(values):
+        if events:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return (values,)
+
+    with pytest.raises(torch.OutOfMemoryError):
+        house.capture(loop, (torch.ones(2),))
 
 
 def test_torch_compile_leaves_the_loops_out_of_its_own_graphs():
@@ -150,4 +326,4 @@ def test_torch_compile_leaves_the_loops_out_of_its_own_graphs():
 def test_inside_somebody_elses_capture_the_launches_are_plain(monkeypatch, capturing):
     monkeypatch.delenv("RNNSEARCH_CUDA_GRAPHS", raising=False)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    assert house.usable(torch.device("cuda")) != capturing
+    assert graphs.usable(torch.device("cuda")) != capturing

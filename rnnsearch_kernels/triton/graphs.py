@@ -1,20 +1,21 @@
-"""A loop's launches as one CUDA graph.
+"""A loop's launches as one CUDA graph, for all sizes of a bucket.
 
-A loop seen for the second time with the same shapes is captured, and from then on its arguments are copied into the
-graph's own and the graph is replayed; the first time runs plainly, which also compiles the kernels. A loop whose
-shapes never come back is never captured. ``LIMIT`` graphs are kept, those used last; each holds a copy of the loop's
-arguments, results and temporaries. Capturing one synchronises the device once; replaying never does.
+B, T and S are padded to their bucket (:func:`rnnsearch_kernels.graphs.bucket`), which changes no number: a padded step
+lies past every length and a padded row has length 0, so both are no-ops; padded positions are masked. Lengths and mask
+are made where none were given; a call that is as large as its bucket goes without them, by a graph of its own. All
+other sizes are the model's, and stay as they are.
+
+A loop whose bucket is seen for the second time is captured, and from then on its arguments are copied into the graph's
+own and the graph is replayed; the first time runs plainly, on arguments padded alike (a library's product of other
+sizes may round otherwise), which also compiles the kernels. A bucket that never comes back is never captured. Capturing
+synchronises the device once; replaying never does.
 
 torch.compile leaves the loops out of graphs of its own (``Backend.captures``): its warm-up takes all memory from a pool
 that it uses again, ours with it.
-
-``RNNSEARCH_CUDA_GRAPHS=0`` turns this off, at any time. Inside somebody else's capture the launches are plain.
 """
 
 from __future__ import annotations
 
-import os
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from functools import cache
@@ -23,11 +24,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Results = tuple[Tensor, ...]
-Replay = Callable[[Sequence[Any]], Results]
+from ..graphs import KEPT, GraphCache, bucket, surroundings
+from ..schema import BY_NAME, MASK, Arg, Flag, Op
 
-LIMIT = 8
-REMEMBERED = 64  # shapes seen once
+Results = tuple[Tensor, ...]
+Loop = Callable[..., Results]
+# The loop on its own arguments as something to replay; the results it leaves each time; the bytes it holds.
+Captured = tuple[Callable[[], None], Results, int]
+
+REMEMBERED = 256  # buckets seen once
+PADDED = ("B", "T", "S")
 
 
 @cache
@@ -37,79 +43,169 @@ def capture_stream(device: torch.device, stream: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def capture(function: Callable[..., Results], args: Sequence[Any]) -> Replay:
-    """``function`` on copies of ``args``, captured, as a function of other arguments of the same shapes."""
-    own = [arg.clone(memory_format=torch.contiguous_format) if isinstance(arg, Tensor) else arg for arg in args]
+def capture(function: Loop, own: Sequence[Any]) -> Captured:
+    """``function`` on ``own``, captured."""
     # A capture can load neither kernels (others, where the copies have other strides) nor this thread's cuBLAS.
     function(*own)
     current = torch.cuda.current_stream()
     stream = capture_stream(current.device, current.cuda_stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        results = function(*own)
-
-    def replay(args: Sequence[Any]) -> Results:
-        for mine, theirs in zip(own, args, strict=True):
-            if isinstance(mine, Tensor):
-                mine.copy_(theirs)
-        graph.replay()
-        return tuple(result.clone() for result in results)
-
-    return replay
-
-
-def usable(device: torch.device) -> bool:
-    """Whether a loop on ``device`` may be captured now."""
-    if device.type != "cuda" or os.environ.get("RNNSEARCH_CUDA_GRAPHS") == "0":
-        return False
-    return not torch.cuda.is_current_stream_capturing()
+    failure: torch.OutOfMemoryError | None = None
+    try:
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            # Entering has emptied the allocator's cache, and what a capture takes comes from a pool of its own.
+            before = torch.cuda.memory_reserved(current.device)
+            try:
+                results = function(*own)
+            except torch.OutOfMemoryError as error:
+                failure = error
+                raise
+            nbytes = torch.cuda.memory_reserved(current.device) - before
+    except Exception:
+        if failure is not None:  # a capture that was broken may not be ended either, and says so in its own words
+            raise failure from None
+        raise
+    return graph.replay, results, nbytes
 
 
-def surroundings(device: torch.device) -> Hashable:
-    """What a graph depends on beside its arguments: its buffers are safe on one stream, its products of one kind."""
-    return torch.cuda.current_stream(device).cuda_stream, torch.backends.cuda.matmul.fp32_precision
+class Call:
+    """One call of a loop: its arguments, with lengths and mask where padding needs them, and the sizes to pad to."""
+
+    def __init__(self, op: Op, args: Sequence[Any]) -> None:
+        self.op = op
+        self.sizes = {
+            letter: size
+            for arg, value in zip(op.args, args, strict=True)
+            if isinstance(arg, Arg) and value is not None
+            for letter, size in zip(arg.shape, value.shape, strict=True)
+            if letter in PADDED
+        }
+        self.bucket = {letter: bucket(size) for letter, size in self.sizes.items()}
+        self.padded = {letter for letter, size in self.sizes.items() if size != self.bucket[letter]}
+        like = next(value for value in args if isinstance(value, Tensor))
+        self.args = [self._given(arg, value, like) for arg, value in zip(op.args, args, strict=True)]
+
+    def _given(self, arg: Any, value: Any, like: Tensor) -> Any:
+        if value is None and arg.name.endswith("lengths") and self.padded & {"B", "T"}:
+            return torch.full((self.sizes["B"],), self.sizes["T"], dtype=torch.int64, device=like.device)
+        if value is None and arg.name == "key_padding_mask" and "S" in self.padded:
+            return torch.zeros((self.sizes["B"], self.sizes["S"]), dtype=torch.bool, device=like.device)
+        return value
+
+    def shape(self, arg: Arg, value: Tensor) -> tuple[int, ...]:
+        """That of ``value`` once it is padded."""
+        return tuple(self.bucket.get(letter, size) for letter, size in zip(arg.shape, value.shape, strict=True))
+
+    def key(self) -> Hashable:
+        return tuple(
+            (self.shape(arg, value), value.dtype) if isinstance(arg, Arg) and value is not None else value
+            for arg, value in zip(self.op.args, self.args, strict=True)
+        )
+
+    def own(self) -> list[Any]:
+        """The arguments copied and padded."""
+        made = [
+            value.new_empty(self.shape(arg, value)) if isinstance(arg, Arg) and value is not None else value
+            for arg, value in zip(self.op.args, self.args, strict=True)
+        ]
+        self.fill(made, clean=False)
+        return made
+
+    def fill(self, own: Sequence[Any], *, clean: bool) -> None:
+        """Write the arguments into ``own``; ``clean`` says that its padding is what it should be."""
+        for arg, mine, theirs in zip(self.op.args, own, self.args, strict=True):
+            if isinstance(arg, Flag) or theirs is None:
+                continue
+            if not clean and mine.shape != theirs.shape:
+                mine.fill_(arg.role == MASK)
+            self._real(arg.shape, mine).copy_(theirs)
+
+    def _real(self, letters: tuple[str, ...], value: Tensor) -> Tensor:
+        """The part of ``value`` that is no padding."""
+        for dim, letter in enumerate(letters):
+            if letter in self.padded:
+                value = value.narrow(dim, 0, self.sizes[letter])
+        return value
+
+    def results(self, found: Results) -> Results:
+        """Copies of what is no padding."""
+        return tuple(
+            self._real(result.shape, value).clone(memory_format=torch.contiguous_format)
+            for result, value in zip(self.op.results, found, strict=True)
+        )
+
+    def plainly(self, function: Loop) -> Results:
+        return self.results(function(*self.own())) if self.padded else function(*self.args)
 
 
-class Graphs:
-    """The graphs kept, the one used last at the end. What needs a GPU comes in as arguments."""
+class Graph:
+    """A loop that was captured, with its arguments."""
+
+    def __init__(self, function: Loop, call: Call, capture: Callable[[Loop, Sequence[Any]], Captured]) -> None:
+        self.own, self.sizes = call.own(), call.sizes
+        self.replay, self.found, nbytes = capture(function, self.own)
+        self.nbytes = nbytes + sum(value.nbytes for value in self.own if isinstance(value, Tensor))
+
+    def __call__(self, call: Call) -> Results:
+        # Of equal sizes the padding is still there, which the loop does not write.
+        call.fill(self.own, clean=call.sizes == self.sizes)
+        self.sizes = call.sizes
+        self.replay()
+        return call.results(self.found)
+
+
+class Loops:
+    """Runs loops, as graphs where it may. What needs a GPU comes in as arguments."""
 
     def __init__(
         self,
-        limit: int = LIMIT,
-        capture: Callable[[Callable[..., Results], Sequence[Any]], Replay] = capture,
-        usable: Callable[[torch.device], bool] = usable,
+        kept: GraphCache = KEPT,
+        capture: Callable[[Loop, Sequence[Any]], Captured] = capture,
         surroundings: Callable[[torch.device], Hashable] = surroundings,
     ) -> None:
-        self.limit, self.capture, self.usable, self.surroundings = limit, capture, usable, surroundings
-        self.kept: OrderedDict[Hashable, Replay] = OrderedDict()
+        self.kept, self.capture, self.surroundings = kept, capture, surroundings
         self.seen: OrderedDict[Hashable, None] = OrderedDict()
-        self.lock = threading.Lock()
+        self.too_large: OrderedDict[Hashable, None] = OrderedDict()
 
-    def run(self, name: str, function: Callable[..., Results], args: Sequence[Any]) -> Results:
-        """``function(*args)``; ``name`` is the loop's."""
+    def run(self, name: str, function: Loop, args: Sequence[Any]) -> Results:
+        """``function(*args)``; ``name`` is the op's."""
         device = next(arg.device for arg in args if isinstance(arg, Tensor))
-        if not self.usable(device):
+        if not self.kept.usable(device):
             return function(*args)
-        key = (name, device, self.surroundings(device), *map(_described, args))
         # A graph's buffers outlive the call: made in inference mode they could not be written outside of it.
-        with self.lock, torch.inference_mode(False), torch.no_grad():
-            replay = self.kept.get(key)
-            if replay is None:
-                if key not in self.seen:
-                    self.seen[key] = None
-                    if len(self.seen) > REMEMBERED:
-                        self.seen.popitem(last=False)
-                    return function(*args)
-                replay = self.kept[key] = self.capture(function, args)
-                # After the capture, which has waited for all that the graph to go may still have been doing.
-                if len(self.kept) > self.limit:
-                    self.kept.popitem(last=False)
-            self.kept.move_to_end(key)
-            return replay(args)
+        with self.kept.lock, torch.inference_mode(False), torch.no_grad():
+            try:
+                return self._run(name, function, Call(BY_NAME[name], args), device)
+            except torch.OutOfMemoryError:
+                if not self.kept.clear():
+                    raise
+                return Call(BY_NAME[name], args).plainly(function)
+
+    def _run(self, name: str, function: Loop, call: Call, device: torch.device) -> Results:
+        key = (name, self.surroundings(device), call.key())
+        graph = self.kept.get(key)
+        if graph is None:
+            if not _remember(self.seen, key) or key in self.too_large:
+                return call.plainly(function)
+            try:
+                graph = Graph(function, call, self.capture)
+            except torch.OutOfMemoryError:
+                self.kept.give_up()
+                return call.plainly(function)
+            if not self.kept.put(key, graph, graph.nbytes, device):
+                _remember(self.too_large, key)
+                return call.plainly(function)
+        return graph(call)
 
 
-def _described(arg: Any) -> Hashable:
-    return (tuple(arg.shape), arg.dtype) if isinstance(arg, Tensor) else arg
+def _remember(keys: OrderedDict[Hashable, None], key: Hashable) -> bool:
+    """Whether ``key`` was there; it is then."""
+    there = key in keys
+    keys[key] = None
+    keys.move_to_end(key)
+    if len(keys) > REMEMBERED:
+        keys.popitem(last=False)
+    return there
 
 
-run_loop = Graphs().run
+run_loop = Loops().run
