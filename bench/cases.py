@@ -67,7 +67,7 @@ def attention_case(weights: Weights) -> Case:
         return attention(*(x.double() for x in inputs[dtype]))
 
     cost = attention_cost(w, w.batch, w.batch)
-    return Case(w, "additive_attention", w.batch, w.batch, calls, truth, _one_by_one, cost)
+    return Case(w, "additive_attention", w.batch, w.batch, calls, truth, one_by_one, cost)
 
 
 def step_case(weights: Weights, sentences: int) -> Case:
@@ -96,7 +96,7 @@ def step_case(weights: Weights, sentences: int) -> Case:
         double = weights.double(dtype)
         return double.step(input_t.double(), state.double(), *double.prepare(memory.double(), w.beam_size))
 
-    return Case(w, "step", sentences, rows, calls, truth, _one_by_one, step_cost(w, sentences, rows))
+    return Case(w, "step", sentences, rows, calls, truth, one_by_one, step_cost(w, sentences, rows))
 
 
 def beam_step_case(weights: Weights, sentences: int) -> Case:
@@ -195,7 +195,7 @@ def scan_case(weights: Weights) -> Case:
     def truth(dtype: torch.dtype) -> Any:
         return weights.double(dtype)(input.double(), state.double(), memory.double())
 
-    return Case(w, "scan", w.batch, w.batch, calls, truth, _one_by_one, scan_cost(w))
+    return Case(w, "scan", w.batch, w.batch, calls, truth, one_by_one, scan_cost(w))
 
 
 def add_baselines(
@@ -218,5 +218,5 @@ def _decode_inputs(weights: Weights, sentences: int) -> tuple[Tensor, Tensor, Te
     return memory, weights.randn(rows, w.input_size), rounded(torch.tanh(weights.randn(rows, w.hidden_size)))
 
 
-def _one_by_one(results: Any, truth: Any) -> list[tuple[Tensor, Tensor]]:
+def one_by_one(results: Any, truth: Any) -> list[tuple[Tensor, Tensor]]:
     return list(zip(results, truth, strict=True))

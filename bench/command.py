@@ -18,10 +18,18 @@ from workloads import WORKLOADS, Workload, named
 import rnnsearch_kernels
 
 
-def command_line(program: str, description: str | None, *, quick: str, everything: str) -> argparse.ArgumentParser:
-    """The flags that every benchmark has; ``quick`` and ``everything`` say what --quick and --all do here."""
+def command_line(
+    program: str, description: str | None, *, quick: str, everything: str, default: str | None = None
+) -> argparse.ArgumentParser:
+    """The flags that every benchmark has; ``quick`` and ``everything`` say what --quick and --all do here, ``default``
+    names the workloads that are measured where none is named."""
     parser = argparse.ArgumentParser(prog=program, description=(description or "").split("\n\n")[0])
-    parser.add_argument("--workload", metavar="NAMES", help=f"of {', '.join(WORKLOADS)}; all but speech16 by default")
+    parser.add_argument(
+        "--workload",
+        metavar="NAMES",
+        default=default,
+        help=f"of {', '.join(WORKLOADS)}; {default or 'all but speech16'} by default",
+    )
     parser.add_argument("--backend", metavar="NAMES", help="which of our backends; all that can run by default")
     parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")

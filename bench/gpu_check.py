@@ -51,6 +51,7 @@ def stages(folder: Path) -> list[Stage]:
         ("decode_speed", ("tiny", "small", "paper", "speech"), ()),
         ("scan_speed", ("paper", "small", "speech16"), ("--all",)),
         ("loss_speed", ("small", "paper"), ()),
+        ("train_speed", ("small", "paper"), ("--all",)),
     ):
         for workload in workloads:
             name = f"{program}-{workload}"

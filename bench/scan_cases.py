@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from baselines import Eager, compiled, graphed
-from cases import Case, Contender
+from cases import Case, Contender, one_by_one
 from costs import scan_cost
 from timing import Call, Cost
 from torch import Tensor, nn
@@ -140,7 +140,7 @@ def scan_case(weights: Weights, *, backward: bool, reset_after: bool = True) -> 
         return call(partial(fused, decoder), Eager(decoder), torch.float64)()
 
     name = _name("scan", reset_after)
-    return Case(w, name, w.batch, w.batch, calls, truth, _one_by_one, scan_cost(w))
+    return Case(w, name, w.batch, w.batch, calls, truth, one_by_one, scan_cost(w))
 
 
 def gru_case(weights: Weights, *, backward: bool, reset_after: bool = True) -> Case:
@@ -178,7 +178,7 @@ def gru_case(weights: Weights, *, backward: bool, reset_after: bool = True) -> C
 
     weights_read = 3 * size * (w.input_size + size)
     cost = Cost(weights_read, 2.0 * w.batch * w.source_length * weights_read)
-    return Case(w, _name("gru", reset_after), w.batch, w.batch, calls, truth, _one_by_one, cost)
+    return Case(w, _name("gru", reset_after), w.batch, w.batch, calls, truth, one_by_one, cost)
 
 
 def products(weights: Weights, dtype: torch.dtype, *, backward: bool) -> Call:
@@ -221,7 +221,3 @@ def products(weights: Weights, dtype: torch.dtype, *, backward: bool) -> Call:
 
 def _name(op: str, reset_after: bool) -> str:
     return op if reset_after else f"{op}_reset_before"
-
-
-def _one_by_one(results: Any, truth: Any) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(results, truth, strict=True))

@@ -22,13 +22,10 @@ from machine import header
 from report import Row, write_json
 from scan_cases import AUTOCAST, gru_case, products, scan_case
 from timing import NOISY, NoiseProbe, interleaved, outside_products, peak_mb
-from update import update_lines
 from weights import Settings, Weights
 from workloads import Workload
 
 PASSES = {"forward": False, "forward+backward": True}
-# The workloads whose whole update, of a model of their sizes, is timed.
-UPDATED = ("tiny", "small")
 
 HEADING = f"    {'backend':<22}{'dtype':<10}{'median ms':>9}  {'p25 – p75':<18}{'× eager':>7}{'× products':>12}"
 HEADING += f"{'outside':>9}{'peak MB':>9}"
@@ -43,7 +40,7 @@ def arguments(given: Sequence[str] | None) -> tuple[argparse.Namespace, Settings
     parser = command_line(
         "scan_speed.py",
         __doc__,
-        quick="three rounds and no whole update",
+        quick="three rounds",
         everything="also the reference in every dtype, and the loop around a compiled step",
     )
     return settled(parser, given)
@@ -137,10 +134,6 @@ def main(given: Sequence[str] | None = None) -> int:
                     print("\n".join(table(found)), flush=True)
                     if make is scan_case and backward:
                         print("\n".join(errors_of(cases[0])), flush=True)
-            if workload.name in UPDATED and not options.quick:
-                print("  a whole update of a model of these sizes, Adam, ms in each part")
-                for line in update_lines(workload, settings, least):
-                    print(line, flush=True)
     except Mismatch as error:
         print(f"MISMATCH, so nothing more is timed: {error}", file=sys.stderr)
         return 1

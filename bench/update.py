@@ -1,28 +1,79 @@
-"""A whole update of an RNNSearch model: encoder, decoder, readout and loss, their gradients, and the optimizer."""
+"""A whole update of an RNNSearch model, on every backend and as plain PyTorch has it; all with the same weights."""
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from types import MethodType
+from typing import Any, NamedTuple
 
 import torch
+from baselines import Eager
+from cases import Case, Contender, one_by_one
+from costs import scan_cost
 from rnnsearch.config import RNNSearchConfig
-from rnnsearch.data import Batch
+from rnnsearch.corpus import ParallelText, Skips
+from rnnsearch.data import Batch, Pair
 from rnnsearch.loss import model_loss
+from rnnsearch.measure import autocast
 from rnnsearch.model import RNNSearch
+from rnnsearch.optimization import make_optimizer
+from rnnsearch.processes import Processes, Share
+from rnnsearch.segmentation import Words
+from rnnsearch.settings import OptimizerOptions
+from rnnsearch.stream import BatchStream, Position
+from rnnsearch.vocabulary import SPECIALS, Vocabulary
+from scan_cases import AUTOCAST, CompiledStep
+from torch import Tensor, nn
 from weights import Settings
 from workloads import Workload
 
 PARTS = ("encoder", "decoder", "readout and loss", "backward", "optimizer")
+# What is checked against float64 before anything is timed is cut to so many sentences, of so many positions.
+CHECKED = (3, 6)
+PLAIN: dict[str, type[Eager]] = {"eager": Eager, "compile": CompiledStep}
+
+
+class Decoded(NamedTuple):
+    output: Tensor
+    context: Tensor
+
+
+class PlainDecoder(nn.Module):
+    """A baseline's loop in the place of FusedBahdanauDecoder, for sentences without padding."""
+
+    def __init__(self, loop: Eager) -> None:
+        super().__init__()
+        self.loop = loop
+
+    def forward(
+        self, input: Tensor, memory: Tensor, state: Tensor, *, memory_lengths: None, state_mask: None
+    ) -> Decoded:
+        return Decoded(*self.loop(input, state, memory))
+
+
+def library_gru(model: RNNSearch, cell: nn.GRUCell, embedded: Tensor, lengths: None, *, reverse: bool) -> Tensor:
+    """The library's GRU, in the place of the model's."""
+    input = embedded.flip(1) if reverse else embedded
+    state = embedded.new_zeros(1, embedded.shape[0], cell.hidden_size)
+    flat = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
+    output = torch.gru(input, state, flat, True, 1, 0.0, True, False, True)[0]
+    return output.flip(1) if reverse else output
 
 
 class Update:
-    """One model and its batch; every call is an update and gives the milliseconds of each part."""
+    """A model and its optimizer, the paper's Adadelta at the paper's sizes and Adam at others; a call is an update and
+    gives the milliseconds of each of ``PARTS``.
 
-    def __init__(self, workload: Workload, backend: str, device: torch.device) -> None:
+    Args:
+        name: a backend's, a baseline's, or either with AUTOCAST behind it.
+    """
+
+    def __init__(self, workload: Workload, name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         torch.manual_seed(5)
-        w = workload
+        w, bare = workload, name.removesuffix(AUTOCAST)
         config = RNNSearchConfig(
             source_vocabulary_size=w.vocabulary_size,
             target_vocabulary_size=w.vocabulary_size,
@@ -31,19 +82,19 @@ class Update:
             hidden_size=w.hidden_size,
             attention_size=w.attention_size,
             readout_size=w.readout_size,
-            reset_after=True,
+            reset_after=True,  # nn.GRUCell's, which the baselines use
         )
-        self.model = RNNSearch(config, backend=backend)
+        self.model = RNNSearch(config, backend="reference" if bare in PLAIN else bare)
         self.model.reset_parameters("xavier")
-        self.model.to(device)
-        self.device = device
-        source = torch.randint(4, w.vocabulary_size, (w.batch, w.source_length))
-        target = torch.randint(4, w.vocabulary_size, (w.batch, w.target_length))
-        lengths = torch.full((w.batch,), w.source_length)
-        source, target, lengths = (x.to(device) for x in (source, target, lengths))
-        self.batch = Batch(source, lengths, target, target, target.numel())
-        self.optimizer = torch.optim.Adam(self.model.parameters())
-        self.loss = float("nan")
+        self.model.to(device, dtype)
+        self.parameters = dict(self.model.named_parameters())
+        if bare in PLAIN:
+            self.model.decoder = PlainDecoder(PLAIN[bare](self.model.decoder))  # type: ignore[assignment]
+            self.model._encode = MethodType(library_gru, self.model)  # type: ignore[method-assign]
+        self.device, self.precision = device, "bf16" if name.endswith(AUTOCAST) else "float32"
+        adadelta = OptimizerOptions(name="adadelta", learning_rate=1.0)
+        self.optimizer = make_optimizer(self.model, adadelta if w.name == "paper" else OptimizerOptions())
+        self.loss = self.norm = float("nan")
         self._marks: list[float] = []
         self.model.decoder.register_forward_pre_hook(lambda *_: self._mark())
         self.model.decoder.register_forward_hook(lambda *_: self._mark())
@@ -53,36 +104,74 @@ class Update:
             torch.cuda.synchronize(self.device)
         self._marks.append(time.perf_counter())
 
-    def __call__(self) -> list[float]:
+    def gradients(self, batch: Batch) -> list[Tensor]:
+        """The loss and its gradients, the parameters in alphabetical order."""
+        with autocast(self.device, self.precision):
+            loss = model_loss(self.model, batch.to(self.device))
+        leaves = [parameter for _, parameter in sorted(self.parameters.items())]
+        return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+    def __call__(self, batch: Batch) -> list[float]:
         self._marks = []
         self._mark()
-        loss = model_loss(self.model, self.batch)  # the decoder marks its own begin and end
+        with autocast(self.device, self.precision):
+            loss = model_loss(self.model, batch.to(self.device))  # the decoder marks its own begin and end
         self._mark()
-        self.optimizer.zero_grad()
         loss.backward()
         self._mark()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self._mark()
-        self.loss = float(loss.detach())
+        self.loss, self.norm = float(loss.detach()), float(norm)
         return [(end - begin) * 1e3 for begin, end in zip(self._marks, self._marks[1:], strict=False)]
 
 
-def update_lines(workload: Workload, settings: Settings, rounds: int) -> Iterator[str]:
-    """The table: every backend that can train, in turn, medians by part; losses must agree after every update."""
-    updates = {
-        name: Update(workload, name, settings.device) for name in settings.able(torch.float32, "decoder_scan_backward")
+def contenders(settings: Settings) -> list[str]:
+    """Plain PyTorch and the reference, which the errors of the others are measured by, before ours."""
+    able = settings.able(torch.float32, "decoder_scan_backward", "gru_scan_backward")
+    ours = [name for name in able if name != "reference"]
+    found = ["eager"] * settings.everything + ["reference"] * ("reference" in able) + ["compile"] * settings.compile
+    autocast = ["eager" + AUTOCAST, *(name + AUTOCAST for name in ours)]
+    return [*found, *ours, *(autocast if settings.everything else ())]
+
+
+def checked_case(workload: Workload, updates: Mapping[str, Update], batch: Batch) -> Case:
+    """The loss and every gradient of a few sentences' beginnings, against float64."""
+    rows, positions = CHECKED
+    some = (x[:rows, :positions].contiguous() for x in (batch.source, batch.target_input, batch.target))
+    source, target_input, target = some
+    cut = Batch(source, None, target_input, target, target.numel())
+    any_update = next(iter(updates.values()))
+
+    def truth(dtype: torch.dtype) -> Any:
+        return Update(workload, "reference", any_update.device, torch.float64).gradients(cut)
+
+    calls = {
+        Contender(name, torch.bfloat16 if name.endswith(AUTOCAST) else torch.float32): partial(update.gradients, cut)
+        for name, update in updates.items()
     }
-    samples: dict[str, list[list[float]]] = {name: [] for name in updates}
-    for round_ in range(rounds + 1):
-        for name, update in updates.items():
-            parts = update()
-            if round_ > 0:
-                samples[name].append([*parts, sum(parts)])
-        losses = [update.loss for update in updates.values()]
-        if max(losses) - min(losses) > 1e-3 * min(losses):
-            raise AssertionError(f"the losses of {list(updates)} differ after {round_ + 1} updates: {losses}")
-    yield "    " + f"{'backend':<14}" + "".join(f"{part:>18}" for part in (*PARTS, "together"))
-    for name, found in samples.items():
-        medians = [statistics.median(column) for column in zip(*found, strict=True)]
-        yield "    " + f"{name:<14}" + "".join(f"{median:>18.1f}" for median in medians)
+    return Case(workload, "update", rows, rows, calls, truth, one_by_one, scan_cost(workload))
+
+
+def text_shares(workload: Workload, folder: Path, device: torch.device) -> Iterator[Share]:
+    """Minibatches of random words as training has them: read from files, segmented, sorted and padded."""
+    w, minibatches = workload, 20
+    generator = torch.Generator().manual_seed(6)
+    files = []
+    for side, length in (("source", w.source_length), ("target", w.target_length)):
+        drawn = torch.randint(
+            w.vocabulary_size - len(SPECIALS), (minibatches * w.batch, length - 1), generator=generator
+        )
+        files.append(folder / side)
+        files[-1].write_text("".join(" ".join(f"w{word}" for word in line) + "\n" for line in drawn.tolist()))
+    vocabulary = Vocabulary([*SPECIALS, *(f"w{number}" for number in range(w.vocabulary_size - len(SPECIALS)))])
+    words = Words()
+
+    def encode(source: str, target: str) -> Pair:
+        return Pair(vocabulary.encode(words.split(source)), vocabulary.encode(words.split(target)))
+
+    corpus = ParallelText(files[0], files[1], Skips("error", print))
+    stream = BatchStream(corpus, encode, size=w.batch, tokens=0, sort=minibatches, max_length=2**30, seed=1)
+    config = RNNSearchConfig(len(vocabulary), len(vocabulary))
+    return Processes(0, 1, device).shares(stream(Position()), config)

@@ -36,6 +36,7 @@ def test_right_comes_before_clean_and_clean_before_fast(bench, tmp_path: Path) -
         *(f"decode_speed-{workload}" for workload in ("tiny", "small", "paper", "speech")),
         *(f"scan_speed-{workload}" for workload in ("paper", "small", "speech16")),
         *(f"loss_speed-{workload}" for workload in ("small", "paper")),
+        *(f"train_speed-{workload}" for workload in ("small", "paper")),
     ]
     known = bench("workloads").WORKLOADS
     for stage in bench("gpu_check").stages(tmp_path):

@@ -45,9 +45,9 @@ class ModelLoss(nn.Module):
 
 def sequence_loss(logits: Tensor, target: Tensor, pad_id: int, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of logits (…, V) and target (…), the mean over tokens that are not padding."""
-    return F.cross_entropy(
-        logits.flatten(0, -2).float(), target.flatten(), ignore_index=pad_id, label_smoothing=label_smoothing
-    )
+    logits = logits.flatten(0, -2)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(wide, target.flatten(), ignore_index=pad_id, label_smoothing=label_smoothing)
 
 
 def vocabulary_loss(
