@@ -17,6 +17,7 @@ from rnnsearch.model import RNNSearch
 
 # Commands that have a room of their own, with `main(arguments) -> status`: imported when they are asked for.
 COMMANDS = {
+    "align": ("rnnsearch.align_command", "show what each word of a translation attended to"),
     "evaluate": ("rnnsearch.evaluate_command", "measure translations (BLEU, chrF) or pronunciations (word error)"),
     "train": ("rnnsearch.train_command", "train a translation model on parallel text"),
     "average": ("rnnsearch.average_command", "make one model of several checkpoints"),

@@ -74,9 +74,3 @@ def translate_all(
         if interrupted():
             raise InterruptedMeasure
     return results
-
-
-def pharaoh(translation: Translation) -> str:
-    """``source-target`` pairs, from 0: what each token, its end left out, attended to most."""
-    attended = translation.attn_weights.argmax(dim=1).tolist()[: len(translation.tokens)]
-    return " ".join(f"{source}-{target}" for target, source in enumerate(attended))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -131,13 +132,22 @@ class RNNSearch(nn.Module):
 
     def readouts(self, source: Tensor, source_lengths: Tensor | None, target: Tensor) -> Tensor:
         """What the last product of :meth:`forward` reads: t_i (B, T, L), dropout included."""
+        return self.aligned(source, source_lengths, target)[0]
+
+    def aligned(self, source: Tensor, source_lengths: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`readouts`, and the attention weights (B, T, S) that each position was read with."""
         memory, state = self._memory(source, source_lengths)
         embedded = self.embedding_dropout(self.target_embedding(target))
         decoded = self.decoder(
-            embedded, memory, state, memory_lengths=source_lengths, state_mask=self._state_mask(state)
+            embedded,
+            memory,
+            state,
+            memory_lengths=source_lengths,
+            state_mask=self._state_mask(state),
+            need_weights=True,
         )
         old_states = torch.cat([state.unsqueeze(1).to(decoded.output.dtype), decoded.output[:, :-1]], dim=1)
-        return self.readout_dropout(self._readout(old_states, embedded, decoded.context))
+        return self.readout_dropout(self._readout(old_states, embedded, decoded.context)), decoded.attn_weights
 
     def encode(self, source: Tensor, source_lengths: Tensor | None = None) -> tuple[PreparedMemory, Tensor]:
         """The prepared memory and the decoder's first state (B, H) of sources (B, S), padded or not."""
@@ -171,17 +181,11 @@ class RNNSearch(nn.Module):
         """
         config = self.config
         ban_ids = (config.pad_id, config.bos_id, *options.pop("ban_ids", ()))
-        training = [module for module in self.modules() if module.training]
-        try:
-            for module in training:
-                module.training = False
+        with evaluating(self):
             memory, state = self.encode(source, source_lengths)
             return beam_search(
                 self.step, state, memory, bos_id=config.bos_id, eos_id=config.eos_id, ban_ids=ban_ids, **options
             )
-        finally:
-            for module in training:
-                module.training = True
 
     def translate(
         self, sources: Sequence[Sequence[str]], *, batch_size: int = 64, replace_unknown: bool = False, **options: Any
@@ -293,6 +297,19 @@ class RNNSearch(nn.Module):
         if torch.is_grad_enabled():
             return nn.functional.linear(input.to(weight.dtype), weight, bias)
         return linear(input, weight, bias, backend=self.backend)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode within, and each module's own mode again behind it."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _translations(found: BeamSearchOutput, row: int, source_length: int, vocabulary: Vocabulary) -> list[Translation]:

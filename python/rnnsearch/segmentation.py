@@ -7,6 +7,7 @@ source.spm.model, target.spm.model     where the kind is sentencepiece
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ from rnnsearch.checkpoint import CheckpointError, write_atomically
 from rnnsearch.vocabulary import SPECIALS, Vocabulary
 
 FILE = "segmentation.json"
+SPACE = "▁"  # sentencepiece's mark of a space, which it puts before a word
 
 
 class Segmentation(Protocol):
@@ -25,6 +27,10 @@ class Segmentation(Protocol):
     def split(self, text: str) -> list[str]: ...
 
     def join(self, tokens: Sequence[str]) -> str: ...
+
+    def words(self, tokens: Sequence[str]) -> list[range]:
+        """The tokens of each word, of what stands between white space; together they are all tokens."""
+        ...
 
 
 class Words:
@@ -38,6 +44,9 @@ class Words:
     def join(self, tokens: Sequence[str]) -> str:
         return " ".join(tokens)
 
+    def words(self, tokens: Sequence[str]) -> list[range]:
+        return [range(place, place + 1) for place in range(len(tokens))]
+
 
 class Characters:
     """Every character, spaces too, without those around the text."""
@@ -49,6 +58,12 @@ class Characters:
 
     def join(self, tokens: Sequence[str]) -> str:
         return "".join(tokens)
+
+    def words(self, tokens: Sequence[str]) -> list[range]:
+        """A space belongs to the word that it ends; one before all words, to the first."""
+        letters = [place for place, token in enumerate(tokens) if not token.isspace()]
+        starts = (place for before, place in itertools.pairwise(letters) if place > before + 1)
+        return _between([0, *starts], len(tokens))
 
 
 class SentencePiece:
@@ -86,6 +101,10 @@ class SentencePiece:
     def join(self, tokens: Sequence[str]) -> str:
         return self._processor.decode_pieces(list(tokens))
 
+    def words(self, tokens: Sequence[str]) -> list[range]:
+        starts = (place for place, token in enumerate(tokens) if place and token.startswith(SPACE))
+        return _between([0, *starts], len(tokens))
+
     def vocabulary(self) -> Vocabulary:
         processor = self._processor
         pieces = [processor.id_to_piece(id) for id in range(processor.get_piece_size()) if not processor.is_control(id)]
@@ -93,6 +112,10 @@ class SentencePiece:
 
 
 PLAIN: dict[str, type[Words] | type[Characters]] = {"words": Words, "characters": Characters}
+
+
+def _between(starts: Sequence[int], end: int) -> list[range]:
+    return [range(start, stop) for start, stop in zip(starts, [*starts[1:], end], strict=True) if start < stop]
 
 
 def learn_vocabulary(

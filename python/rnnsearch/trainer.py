@@ -20,10 +20,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rnnsearch import scores, snapshots
 from rnnsearch.ahead import Ahead
+from rnnsearch.alignment import of_translation
 from rnnsearch.checkpoint import CheckpointError, check_weights
 from rnnsearch.data import Pair
 from rnnsearch.loss import ModelLoss
-from rnnsearch.measure import InterruptedMeasure, autocast, mean_loss, pharaoh
+from rnnsearch.measure import InterruptedMeasure, autocast, mean_loss
 from rnnsearch.measure import translate_all as translate_texts
 from rnnsearch.model import RNNSearch
 from rnnsearch.monitor import Monitor
@@ -292,7 +293,9 @@ class Trainer:
         for source, entry in zip(self.dev.sources[: run.samples], found, strict=False):
             self.monitor.say(f"  {source}")
             for best in entry[:1]:
-                self.monitor.say(f"  → {translator.text(best)}\n    {pharaoh(best)}")
+                self.monitor.say(
+                    f"  → {translator.text(best)}\n    {of_translation(translator, source, best).pharaoh()}"
+                )
         self.model.train()
         if not run.save_every:
             self.save()
