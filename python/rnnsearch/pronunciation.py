@@ -15,21 +15,13 @@ learnt from it. 5 % are held out to evaluate on, 1 % to develop on.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from rnnsearch.checkpoint import write_atomically
-from rnnsearch.config import RNNSearchConfig
-from rnnsearch.data import encode_pairs
 from rnnsearch.model import RNNSearch
-from rnnsearch.training import EpochReport, TrainingOptions, train
-from rnnsearch.vocabulary import Vocabulary
 
 MODEL_DIRECTORY = Path(__file__).parent / "models" / "pronunciation"
 HELD_OUT = "held_out.tsv"
@@ -103,49 +95,6 @@ def split(words: Pronunciations) -> dict[str, Pronunciations]:
     for word, found in words.items():
         parts[split_of(word)][word] = found
     return parts
-
-
-def examples(words: Pronunciations) -> list[tuple[list[str], list[str]]]:
-    """Letters and phonemes, one example for each pronunciation."""
-    return [(list(word), phonemes) for word, found in words.items() for phonemes in found]
-
-
-def train_model(
-    directory: Path,
-    options: TrainingOptions,
-    *,
-    sizes: Mapping[str, Any],
-    limit: int | None = None,
-    on_epoch: Callable[[EpochReport], Any],
-    progress: bool,
-) -> tuple[list[EpochReport], bool]:
-    """Train on CMUdict and keep the best model, as float16, in ``directory`` with some held-out words beside it.
-
-    ``sizes`` are those of :class:`RNNSearchConfig`; ``limit`` takes so many training words only. Returns the
-    finished epochs' reports and whether they are all.
-    """
-    parts = split(read_cmudict())
-    training = examples(dict(itertools.islice(parts["train"].items(), limit)))
-    source = Vocabulary.from_sequences(letters for letters, _ in training)
-    target = Vocabulary.from_sequences(phonemes for _, phonemes in training)
-    torch.manual_seed(options.seed)
-    config = RNNSearchConfig(
-        source_vocabulary_size=len(source), target_vocabulary_size=len(target), reset_after=True, **sizes
-    )
-    model = RNNSearch(config, source, target)
-    model.reset_parameters("xavier")
-    directory.mkdir(parents=True, exist_ok=True)
-    write_words(directory / HELD_OUT, some(parts["test"], SHIPPED_WORDS))
-    reports = train(
-        model,
-        encode_pairs(training, source, target),
-        encode_pairs(examples(parts["dev"]), source, target),
-        options,
-        save=lambda model: model.save_pretrained(directory, dtype=torch.float16),
-        on_epoch=on_epoch,
-        progress=progress,
-    )
-    return reports, len(reports) == options.epochs
 
 
 def some(words: Pronunciations, count: int) -> Pronunciations:

@@ -25,6 +25,19 @@ _TRAINING_PRESETS: dict[str, dict[str, Any]] = {
     },
     "small": {"optimizer.warmup_updates": 1000},
     "tiny": {},
+    "pronunciation": {
+        "data.source_segmentation": "characters",
+        "data.segmentation": "words",
+        "batch.size": 128,
+        "batch.sort": 100,
+        **{f"model.{part}_dropout": 0.2 for part in ("embedding", "memory", "readout")},
+        "optimizer.learning_rate": 2e-3,
+        "optimizer.schedule": "cosine",
+        "optimizer.warmup_updates": 200,
+        "optimizer.label_smoothing": 0.1,
+        "run.epochs": 8,
+        "run.save_every": 500,
+    },
 }
 
 
