@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from rnnsearch.replay import Capture, Captured
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
@@ -70,15 +71,15 @@ class Recording(TorchDispatchMode):
                     made[id(old)] = new
 
 
-def capture_of(buffers: Callable[[], list[Tensor]]) -> Callable[[Callable[[], None]], Callable[[], None]]:
+def capture_of(buffers: Callable[[], list[Tensor]], nbytes: int = 0) -> Capture:
     """A capture: it leaves ``buffers`` as they were, as one on a GPU runs nothing."""
 
-    def capture(work: Callable[[], None]) -> Callable[[], None]:
+    def capture(work: Callable[[], None]) -> Captured:
         before = [buffer.clone() for buffer in buffers()]
         with Recording() as recording:
             work()
         for buffer, value in zip(buffers(), before, strict=True):
             buffer.copy_(value)
-        return recording.replay
+        return Captured(recording.replay, nbytes)
 
     return capture

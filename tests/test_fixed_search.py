@@ -14,7 +14,7 @@ from rnnsearch import beam_search
 from rnnsearch.candidates import banned_ids, completing_ids
 from rnnsearch.fixed_search import FixedSteps, fixed_search
 from rnnsearch.hypotheses import BeamSearchOutput
-from rnnsearch.replay import IN_FLIGHT, WARM_UP, LateFlag, Replayed
+from rnnsearch.replay import IN_FLIGHT, WARM_UP, Captured, LateFlag, Replayed
 from small_model import make_model
 from test_beam_search import BOS, EOS, Toy
 from torch import Tensor
@@ -180,12 +180,25 @@ def test_work_is_warmed_up_then_captured_once_then_replayed() -> None:
 
     def capture(work):
         log.append("capture")
-        return lambda: log.append("replay")
+        return Captured(lambda: log.append("replay"), 3)
 
     step = Replayed(lambda: log.append("call"), capture)
     for _ in range(WARM_UP + 3):
         step()
     assert log == ["call"] * WARM_UP + ["capture", "replay", "replay", "replay"]
+    assert step.captured and step.nbytes == 3
+
+
+def test_work_that_there_is_no_memory_to_capture_is_called_on_as_it_is() -> None:
+    log: list[str] = []
+
+    def capture(work):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    step = Replayed(lambda: log.append("call"), capture, lambda: log.append("told"))
+    for _ in range(WARM_UP + 3):
+        step()
+    assert log == ["call"] * WARM_UP + ["told"] + ["call"] * 3 and not step.captured
 
 
 class Copy:

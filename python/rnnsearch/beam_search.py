@@ -14,7 +14,7 @@ batch, and :mod:`rnnsearch.fixed_search`, where no step waits for the host.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,10 @@ from torch import Tensor
 from rnnsearch.continuations import Search, Step, first_tensor
 from rnnsearch.fixed_search import fixed_search
 from rnnsearch.hypotheses import BeamSearchOutput
+from rnnsearch.kept_search import kept_search
 from rnnsearch.penalties import Scoring
 from rnnsearch.shrinking_search import shrinking_search
+from rnnsearch_kernels import PreparedMemory, graphs
 
 __all__ = ["BeamSearchOutput", "beam_search"]
 
@@ -54,6 +56,7 @@ def beam_search(
     no_repeat_ngram_size: int = 0,
     return_attn: bool = True,
     engine: str = "auto",
+    graph_key: Hashable | None = None,
 ) -> BeamSearchOutput:
     """The ``n_best`` best-scoring hypotheses of each of B sentences.
 
@@ -87,10 +90,16 @@ def beam_search(
             batch, for which the host looks at every step. ``"fixed"`` keeps every shape, so that no step waits for
             the host, which looks every few steps. ``"graph"`` is that, replayed as a CUDA graph: ``step`` is called
             for the first steps and once to be captured, so it must be nothing but work on the device, the same for
-            every step. ``"auto"`` is ``"graph"`` on a CUDA device and ``"shrinking"`` elsewhere.
+            every step. ``"auto"`` is ``"graph"`` on a CUDA device and ``"shrinking"`` elsewhere. Where
+            ``RNNSEARCH_CUDA_GRAPHS=0`` turns graphs off, ``"graph"`` is ``"fixed"``.
+        graph_key: with it the graph of a step is kept after the search (:mod:`rnnsearch_kernels.graphs` bounds what
+            is kept) and replayed by later searches of the same options, of an equal key, and of sizes that fall into
+            the same bucket: they call ``step`` not once. It must say all that the step's work depends on beside
+            what it is given, down to the addresses of weights; ``memory`` must be a ``PreparedMemory``.
 
     Raises:
         ValueError: an option is out of range, or ``step`` returned a NaN or a wrong shape.
+        TypeError: ``graph_key`` with another memory.
         RuntimeError: ``step`` cannot be captured as a CUDA graph.
     """
     scoring = Scoring(length_penalty, alpha, coverage_penalty)
@@ -105,6 +114,8 @@ def beam_search(
         raise ValueError("`state` has no rows: there is no sentence to search for")
     if engine == "graph" and device.type != "cuda":
         raise ValueError(f"`engine` 'graph' needs a CUDA device; `state` is on {device}")
+    if graph_key is not None and not isinstance(memory, PreparedMemory):
+        raise TypeError(f"`graph_key` needs a PreparedMemory; `memory` is {type(memory).__name__}")
     padding = None
     if coverage_penalty or max_length is None:
         padding = _source_padding(memory, count)
@@ -128,7 +139,10 @@ def beam_search(
         engine = "graph" if device.type == "cuda" else "shrinking"
     if engine == "shrinking":
         return shrinking_search(search, state)
-    return fixed_search(search, state, graph=engine == "graph")
+    graph = engine == "graph" and graphs.KEPT.usable(device)
+    if graph and graph_key is not None:
+        return kept_search(search, state, graph_key)
+    return fixed_search(search, state, graph=graph)
 
 
 def _check_options(

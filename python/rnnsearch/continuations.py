@@ -33,6 +33,7 @@ class Search:
     return_attn: bool
     limits: list[int]  # tokens at most, for each sentence
     padding: Tensor | None  # (B, S) True where there is no source; None where nobody asks
+    positions: int | None = None  # S, where ``memory`` was made longer for the step; None where it was not
 
     @property
     def attn_needed(self) -> bool:

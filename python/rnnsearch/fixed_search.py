@@ -19,41 +19,48 @@ from torch import Tensor
 from rnnsearch.candidates import completing_ids
 from rnnsearch.continuations import Continuations, Search, check_step, continuations, first_tensor, map_state, reorder
 from rnnsearch.hypotheses import BeamSearchOutput, Closed, History
-from rnnsearch.replay import Capture, Flag, Replayed, cuda_capture, device_flag
+from rnnsearch.replay import Capture, Flag, Replayed, Work, cuda_capture, device_flag
 
 # The host is told of the end up to so many steps late, and for each check it makes a few small copies.
 CHECK_EVERY = 8
 
 
 class FixedSteps:
-    """The buffers of one search, and the step that changes them. K rows a sentence, best first: row = b * K + rank."""
+    """The buffers of a search, and the step that changes them. K rows a sentence, best first: row = b * K + rank.
 
-    def __init__(self, search: Search, state: Any, ring: int) -> None:
-        self.search = search
-        count, width, longest = len(search.limits), search.beam_size, max(search.limits)
+    They are made for ``count`` sentences and lengths up to ``longest``, the search's own by default. Where those are
+    more, the other sentences are settled from the start and the other lengths are reached by none.
+    """
+
+    def __init__(
+        self, search: Search, state: Any, ring: int, count: int | None = None, longest: int | None = None
+    ) -> None:
+        count, longest = count or len(search.limits), longest or max(search.limits)
+        width = search.beam_size
         device = first_tensor(state).device
         rows, n_best = count * width, search.n_best
 
         def full(value: float, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.full(shape, value, dtype=dtype, device=device)
 
-        # What no step changes.
+        # What is the same in every search.
         sentences = torch.arange(count, device=device)
         self.memory_index = sentences.unsqueeze(1).expand(count, width).reshape(-1)
         self.first_rows = (sentences * width).unsqueeze(1)
         self.ranks = torch.arange(width, device=device).expand(count, width)
-        self.limits = torch.tensor(search.limits, device=device)
-        self.ceilings = search.scoring.ceilings(search.limits, device)
         weights = [search.scoring.weight(length) for length in range(1, longest + 1)]
         self.weights = torch.tensor(weights, dtype=torch.float32, device=device)
         self.bans = torch.tensor(search.ban_ids, dtype=torch.int64, device=device).expand(rows, -1)
-        self.row_padding = None if search.padding is None else search.padding.index_select(0, self.memory_index)
+        # What no step changes.
+        self.limits = full(1, count)
+        self.ceilings = full(1.0, count, dtype=torch.float32)
+        padding = search.padding
+        self.row_padding = None if padding is None else full(True, rows, padding.shape[1], dtype=torch.bool)
         # What every step changes.
         self.steps = full(0, 1)  # that were made
-        self.tokens = full(search.bos_id, rows)
-        self.scores = full(-math.inf, count, width, dtype=torch.float32)
-        self.scores[:, 0] = 0.0  # at first all rows of a sentence are alike, and one is alive
-        self.state = map_state(lambda part: part.index_select(0, self.memory_index), state)
+        self.tokens = full(0, rows)
+        self.scores = full(0.0, count, width, dtype=torch.float32)
+        self.state = map_state(lambda part: part.new_empty(rows, *part.shape[1:]), state)
         self.done = full(False, count, dtype=torch.bool)
         self.emitted = full(-1, rows, longest) if search.ngram_size else None
         self.coverage: Tensor | None = None  # (N, S), made when the first step says how wide
@@ -61,22 +68,49 @@ class FixedSteps:
         self.ring_scores = full(0.0, ring, rows, dtype=torch.float32)
         self.ring_attn: Tensor | None = None  # (ring, N, S)
         # The n best ends of sentence so far, best first, and what a sentence had alive when it reached its limit.
-        self.best = self._no_hypotheses(n_best, full)
-        self.cut = self._no_hypotheses(width, full)
+        self.best, self.cut = self._no_hypotheses(n_best, full), self._no_hypotheses(width, full)
+        self.begin(search, state)
 
     def _no_hypotheses(self, width: int, full: Callable[..., Tensor]) -> Closed:
-        count, eos_id = len(self.search.limits), self.search.eos_id
-        scores = full(-math.inf, count, width, dtype=torch.float32)
-        sentences = torch.arange(count, device=scores.device).unsqueeze(1).expand(count, width)
+        count = len(self.limits)
+        sentences = torch.arange(count, device=self.limits.device).unsqueeze(1).expand(count, width)
         return Closed(
-            scores=scores,
+            scores=full(0.0, count, width, dtype=torch.float32),
             sentences=sentences,
             rows=full(0, count, width),
-            tokens=full(eos_id, count, width),
+            tokens=full(0, count, width),
             token_scores=full(0.0, count, width, dtype=torch.float32),
             lengths=full(0, count, width),
             finished=full(False, count, width, dtype=torch.bool),
         )
+
+    def begin(self, search: Search, state: Any) -> None:
+        """Set the buffers to the start of ``search``, which is like the one that they were made for."""
+        self.search, count = search, len(search.limits)
+        rows = count * search.beam_size
+        self.limits[:count] = torch.tensor(search.limits, device=self.limits.device)
+        self.ceilings[:count] = search.scoring.ceilings(search.limits, self.limits.device)
+        for values in (self.limits, self.ceilings):
+            values[count:] = 1
+        if self.row_padding is not None and search.padding is not None:
+            self.row_padding[:rows] = search.padding.index_select(0, self.memory_index[:rows])
+        for buffer, value in (
+            (self.steps, 0),
+            (self.tokens, search.bos_id),
+            (self.scores, -math.inf),
+            (self.done, True),
+            (self.coverage, 0.0),
+        ):
+            if buffer is not None:
+                buffer.fill_(value)
+        self.scores[:, 0] = 0.0  # at first all rows of a sentence are alike, and one is alive
+        self.done[:count] = False
+        _copy_rows(self.state, state, self.memory_index[:rows])
+        for hypotheses in (self.best, self.cut):
+            hypotheses.scores.fill_(-math.inf)
+            hypotheses.tokens.fill_(search.eos_id)
+            for buffer in (hypotheses.rows, hypotheses.token_scores, hypotheses.lengths, hypotheses.finished):
+                buffer.zero_()
 
     def __call__(self) -> None:
         """One step, in place. The first one makes the buffers whose shape it tells."""
@@ -173,9 +207,10 @@ class FixedSteps:
 
     def keep(self, history: History, count: int) -> None:
         """Set the last ``count`` steps aside, which the ring holds from its beginning."""
-        attn = None if self.ring_attn is None else self.ring_attn[:count].clone()
+        rows = len(self.search.limits) * self.search.beam_size
+        attn = None if self.ring_attn is None else self.ring_attn[:count, :rows, : self.search.positions].clone()
         parents, tokens, scores = (
-            ring[:count].clone() for ring in (self.ring_parents, self.ring_tokens, self.ring_scores)
+            ring[:count, :rows].clone() for ring in (self.ring_parents, self.ring_tokens, self.ring_scores)
         )
         for step in range(count):
             history.advance(parents[step], tokens[step], scores[step], None if attn is None else attn[step])
@@ -188,6 +223,21 @@ class FixedSteps:
             history.close(Closed(*(column[kept] for column in closed)))
 
 
+def run(search: Search, steps: FixedSteps, step: Work, flag: Flag) -> BeamSearchOutput:
+    """Make ``step``, which is one of ``steps``, until ``flag`` says that all sentences are settled."""
+    ring, longest = len(steps.ring_tokens), max(search.limits)
+    device, count = steps.tokens.device, len(search.limits)
+    history = History(eos_id=search.eos_id, n_best=search.n_best, sentence_count=count, device=device)
+    for length in range(1, longest + 1):
+        step()
+        if length % ring == 0 or length == longest:
+            steps.keep(history, (length - 1) % ring + 1)
+            if length < longest and flag(steps.done):
+                break
+    steps.close(history)
+    return history.output()
+
+
 def fixed_search(
     search: Search,
     state: Any,
@@ -198,21 +248,19 @@ def fixed_search(
     flag: Callable[[torch.device], Flag] = device_flag,
 ) -> BeamSearchOutput:
     """Run ``search`` from ``state``, whose dimension 0 is B; ``graph`` replays what ``capture`` makes of a step."""
-    count, device = len(search.limits), first_tensor(state).device
-    longest = max(search.limits)
-    ring = min(check_every, longest)
-    steps = FixedSteps(search, state, ring)
+    steps = FixedSteps(search, state, min(check_every, max(search.limits)))
     step = Replayed(steps, capture) if graph else steps
-    all_done = flag(device)
-    history = History(eos_id=search.eos_id, n_best=search.n_best, sentence_count=count, device=device)
-    for length in range(1, longest + 1):
-        step()
-        if length % ring == 0 or length == longest:
-            steps.keep(history, (length - 1) % ring + 1)
-            if length < longest and all_done(steps.done):
-                break
-    steps.close(history)
-    return history.output()
+    return run(search, steps, step, flag(first_tensor(state).device))
+
+
+def _copy_rows(buffer: Any, values: Any, rows: Tensor) -> None:
+    """``values`` at ``rows`` into the first rows of ``buffer``, zeros into the others."""
+    if isinstance(buffer, tuple):
+        for part, value in zip(buffer, values, strict=True):
+            _copy_rows(part, value, rows)
+        return
+    buffer[: len(rows)] = values.index_select(0, rows)
+    buffer[len(rows) :] = 0
 
 
 def _stored(buffer: Any, values: Any) -> Any:

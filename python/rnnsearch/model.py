@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -183,9 +183,20 @@ class RNNSearch(nn.Module):
         ban_ids = (config.pad_id, config.bos_id, *options.pop("ban_ids", ()))
         with evaluating(self):
             memory, state = self.encode(source, source_lengths)
+            options.setdefault("graph_key", self._graph_key())
             return beam_search(
                 self.step, state, memory, bos_id=config.bos_id, eos_id=config.eos_id, ban_ids=ban_ids, **options
             )
+
+    def _graph_key(self) -> Hashable | None:
+        """All that the work of :meth:`step` depends on beside its arguments; None where a subclass has its own."""
+        if type(self).step is not RNNSearch.step:
+            return None
+        tensors = [*self.parameters(), *self.buffers()]
+        device = self.output.weight.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        places = tuple((x.data_ptr(), tuple(x.shape), x.stride(), x.dtype) for x in tensors)
+        return type(self), self.config, self.backend, self.decoder.backend, autocast, places
 
     def translate(
         self, sources: Sequence[Sequence[str]], *, batch_size: int = 64, replace_unknown: bool = False, **options: Any

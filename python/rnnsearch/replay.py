@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from rnnsearch_kernels import graphs
+
 Work = Callable[[], None]
-Capture = Callable[[Work], Work]
+
+
+class Captured(NamedTuple):
+    """Work to replay, and the bytes that are held for it."""
+
+    replay: Work
+    nbytes: int
+
+
+Capture = Callable[[Work], Captured]
 Flag = Callable[[Tensor], bool]
 
 # The first call makes buffers, the second is the first that only reuses them; kernels compile and libraries get ready.
@@ -21,12 +32,14 @@ IN_FLIGHT = 2
 
 
 class Replayed:
-    """Work called ``WARM_UP`` times as it is, then captured, and from then on replayed."""
+    """Work called ``WARM_UP`` times as it is, then captured, and from then on replayed. Where memory does not suffice
+    for that, ``give_up`` is told, and the work is called on as it is."""
 
-    def __init__(self, work: Work, capture: Capture) -> None:
-        self._work, self._capture = work, capture
+    def __init__(self, work: Work, capture: Capture, give_up: Work = graphs.KEPT.give_up) -> None:
+        self._work, self._capture, self._give_up = work, capture, give_up
         self._calls = 0
         self._replay: Work | None = None
+        self.captured, self.nbytes = False, 0
 
     def __call__(self) -> None:
         if self._calls < WARM_UP:
@@ -34,11 +47,16 @@ class Replayed:
             self._work()
             return
         if self._replay is None:
-            self._replay = self._capture(self._work)
+            try:
+                self._replay, self.nbytes = self._capture(self._work)
+                self.captured = True
+            except torch.OutOfMemoryError:
+                self._give_up()
+                self._replay = self._work
         self._replay()
 
 
-def cuda_capture(work: Work) -> Work:
+def cuda_capture(work: Work) -> Captured:
     """``work`` as a CUDA graph; its replay runs on the stream that is current then.
 
     ``torch.cuda.graph`` would wait for the device and empty the allocator's cache first; nothing here needs that.
@@ -46,6 +64,8 @@ def cuda_capture(work: Work) -> Work:
     current, stream, graph = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
+        # What a capture takes comes from a pool of its own.
+        before = torch.cuda.memory_reserved(current.device)
         # Other threads may go on allocating and waiting.
         graph.capture_begin(capture_error_mode="thread_local")
         try:
@@ -53,13 +73,15 @@ def cuda_capture(work: Work) -> Work:
         except Exception as error:
             with suppress(RuntimeError):  # a capture that was broken cannot be ended either, and says so again
                 graph.capture_end()
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
             raise RuntimeError(
                 "`step` cannot be captured as a CUDA graph: it must not wait for the device nor depend on its values; "
                 f"`engine`='fixed' runs it without one ({error})"
             ) from error
         graph.capture_end()
     current.wait_stream(stream)
-    return graph.replay
+    return Captured(graph.replay, torch.cuda.memory_reserved(current.device) - before)
 
 
 class HostCopy(Protocol):
