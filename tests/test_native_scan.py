@@ -29,10 +29,26 @@ SHAPES = [
     {"B": 2, "S": 4, "T": 3, "H": 16, "A": 64, "M": 32},
     {"B": 7, "S": 9, "T": 3, "H": 23, "A": 65, "M": 67},
     {"B": 13, "S": 6, "T": 2, "H": 66, "A": 31, "M": 130},
+    {"B": 5, "S": 4, "T": 17, "H": 23, "A": 9, "M": 67},
 ]
+# Where decoder_scan sums contexts, and where it sums memory_gates, in both directions and in every dtype.
+FORMS = {
+    "contexts": {"B": 5, "S": 19, "T": 12, "H": 40, "A": 71, "M": 51},
+    "memory_gates": {"B": 5, "S": 3, "T": 11, "H": 40, "A": 71, "M": 103},
+}
+DTYPES = [torch.float32, torch.bfloat16, torch.float64]
+
+each_form = pytest.mark.parametrize("form", FORMS)
 
 
 each_isa = pytest.mark.usefixtures("isa")
+
+
+def form_of(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, str]:
+    forms: dict[str, str] = extension.decoder_scan_forms(
+        str(dtype).removeprefix("torch."), sizes["S"], sizes["T"], sizes["M"]
+    )
+    return forms
 
 
 def found(op: str, args: dict[str, Any], backend: str = "cpu") -> dict[str, Tensor]:
@@ -50,11 +66,29 @@ def test_values_and_gradients_are_exact_in_float64(op: str) -> None:
             torch.testing.assert_close(value, truth[name], **tolerances.EXACT, msg=lambda text, n=name: f"{n}: {text}")
 
 
+def test_the_cheaper_form_is_taken() -> None:
+    assert all(
+        form_of(sizes, dtype) == {"forward": form, "backward": form}
+        for form, sizes in FORMS.items()
+        for dtype in DTYPES
+    )
+    # As much source as target, or more: the loop would read as much and products would come on top. Twice as much
+    # target: the larger part of the products leaves the loop.
+    assert set(form_of({"S": 25, "T": 25, "M": 512}, torch.float32).values()) == {"contexts"}
+    assert set(form_of({"S": 1500, "T": 50, "M": 1024}, torch.float32).values()) == {"contexts"}
+    assert set(form_of({"S": 25, "T": 50, "M": 512}, torch.float32).values()) == {"memory_gates"}
+    # Where bfloat16 is multiplied at twice the rate and summed at the same, more must leave it.
+    assert set(form_of({"S": 25, "T": 50, "M": 512}, torch.bfloat16).values()) == {"contexts"}
+    assert set(form_of({"S": 25, "T": 100, "M": 512}, torch.bfloat16).values()) == {"memory_gates"}
+    # The backward pass has three products with memory_gates, and two for each step with contexts.
+    assert form_of({"S": 25, "T": 36, "M": 512}, torch.float32) == {"forward": "memory_gates", "backward": "contexts"}
+
+
 @each_isa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("op", SCANS)
-def test_error_is_at_most_twice_that_of_plain_pytorch(op: str, dtype: torch.dtype) -> None:
-    sizes = {**SIZES, "B": 5, "S": 19, "T": 12, "H": 40, "A": 71, "M": 51}
+@pytest.mark.parametrize(("op", "form"), [("gru_scan", "contexts"), *(("decoder_scan", form) for form in FORMS)])
+def test_error_is_at_most_twice_that_of_plain_pytorch(op: str, form: str, dtype: torch.dtype) -> None:
+    sizes = {**SIZES, **FORMS[form]}
     for absent, flags in variants(BY_NAME[op], differentiable=True):
         errors: dict[str, list[Tensor]] = {}
         plain: dict[str, list[Tensor]] = {}
@@ -88,6 +122,22 @@ def test_a_row_of_gru_scan_is_the_same_bits_in_any_batch(dtype: torch.dtype, res
 
 
 @each_isa
+@each_form
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_of_decoder_scan_is_the_same_bits_in_any_batch(dtype: torch.dtype, form: str) -> None:
+    B = 25
+    args = example(BY_NAME["decoder_scan"], dtype, sizes={**SIZES, **FORMS[form], "B": B}, absent={"input_lengths"})
+    by_row = ("input_gates", "state", "state_mask", "keys", "memory", "key_padding_mask")
+    scan = overload_of("decoder_scan", "cpu")
+    whole = scan(*args.values())
+    for rows in (1, 2, 6, 7, 13, 24):
+        for first in (0, B - rows):
+            part = {name: args[name][first : first + rows] for name in by_row}
+            for one, other in zip(scan(*{**args, **part}.values()), whole, strict=True):
+                assert torch.equal(one, other[first : first + rows]), (rows, first)
+
+
+@each_isa
 @pytest.mark.parametrize("op", SCANS)
 def test_lengths_of_other_rows_change_no_bit_of_a_row(op: str) -> None:
     name = "input_lengths" if op == "decoder_scan" else "lengths"
@@ -101,10 +151,13 @@ def test_lengths_of_other_rows_change_no_bit_of_a_row(op: str) -> None:
 
 @each_isa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("op", SCANS)
-def test_threads_change_no_bit_of_results_and_gradients(op: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("op", "lengths"),
+    [("gru_scan", {"T": 6}), ("decoder_scan", {"S": 150, "T": 6}), ("decoder_scan", {"S": 8, "T": 40, "M": 290})],
+)
+def test_threads_change_no_bit_of_results_and_gradients(op: str, lengths: dict[str, int], dtype: torch.dtype) -> None:
     # Large enough that every phase is cut up.
-    args = example(BY_NAME[op], dtype, sizes={**SIZES, "B": 17, "S": 150, "T": 6, "H": 130, "A": 140, "M": 270})
+    args = example(BY_NAME[op], dtype, sizes={**SIZES, "B": 17, "H": 130, "A": 140, "M": 270, **lengths})
     once = found(op, args)
     try:
         for threads in (2, 3):
@@ -132,6 +185,32 @@ def test_beyond_the_range_of_the_shared_exponential(which: str) -> None:
     for name, value in found("decoder_scan", args).items():
         error, plain_error = (tolerances.rms(one.double() - truth[name]) for one in (value, plain[name]))
         assert error <= tolerances.allowed(plain_error, truth[name], torch.float32), name
+
+
+@each_isa
+@each_form
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_nan_in_padding_and_past_the_lengths_changes_no_bit_in_either_form(form: str, dtype: torch.dtype) -> None:
+    op = BY_NAME["decoder_scan"]
+    args = example(op, dtype, sizes={**SIZES, **FORMS[form]})
+    past = torch.arange(FORMS[form]["T"]) >= args["input_lengths"][:, None]
+    padded = args["key_padding_mask"]
+
+    def gradients(fill: float, **other: Tensor) -> list[Tensor]:
+        given = {**args, **other}
+        wanted = differentiable_arguments(op, given)
+        leaves = {name: value.clone().requires_grad_() if name in wanted else value for name, value in given.items()}
+        results = overload_of(op.name, "cpu")(*leaves.values())[:3]
+        cotangents = [torch.ones_like(result).masked_fill(past[..., None], fill) for result in results]
+        cotangents[2] = cotangents[2].masked_fill(padded[:, None], fill)
+        grads = torch.autograd.grad(results, [leaves[name] for name in wanted], cotangents)
+        return [*(result.detach() for result in results), *grads]
+
+    nan = float("nan")
+    hidden = {name: args[name].masked_fill(padded[..., None], nan) for name in ("keys", "memory")}
+    hidden["input_gates"] = args["input_gates"].masked_fill(past[..., None], nan)
+    for one, other in zip(gradients(nan, **hidden), gradients(0.0), strict=True):
+        assert torch.equal(one, other)
 
 
 @each_isa

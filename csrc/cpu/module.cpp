@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "dispatch.h"
+#include "ops/scan_forms.h"
 #include "../cuda/planner/planner.h"
 
 namespace py = pybind11;
@@ -31,6 +32,21 @@ py::dict build_info() {
   info["torch_target"] =
       py::str("{}.{}").format((TORCH_TARGET_VERSION >> 56) & 0xff, (TORCH_TARGET_VERSION >> 48) & 0xff);
   return info;
+}
+
+py::dict decoder_scan_forms(const std::string& dtype, int64_t source_length, int64_t target_length,
+                            int64_t memory_size) {
+  const auto form = [&](rnnsearch::FormCosts costs) {
+    using rnnsearch::memory_gates_pay;
+    const bool pay = dtype == "bfloat16"
+                         ? memory_gates_pay<rnnsearch::BFloat16>(costs, source_length, target_length, memory_size)
+                         : memory_gates_pay<float>(costs, source_length, target_length, memory_size);
+    return pay ? "memory_gates" : "contexts";
+  };
+  py::dict forms;
+  forms["forward"] = form(rnnsearch::kForwardCosts);
+  forms["backward"] = form(rnnsearch::kBackwardCosts);
+  return forms;
 }
 
 rnnsearch::cuda::Storage storage_of(const std::string& name) {
@@ -72,6 +88,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "rnnsearch_kernels' C++ kernels for CPUs";
   m.def("ops", &ops, "The ops of the list that have a kernel here.");
   m.def("build_info", &build_info, "Compiler, flags, instruction sets and the oldest torch this was built for.");
+  m.def("decoder_scan_forms", &decoder_scan_forms, py::arg("dtype"), py::arg("source_length"), py::arg("target_length"),
+        py::arg("memory_size"), "Whether decoder_scan and its backward pass sum contexts or memory_gates.");
   m.def("plan_gru_scan", &plan_gru_scan, "How a scan lies on a GPU; rnnsearch_kernels.planning documents it.");
   m.def("isas", &rnnsearch::available_isas, "The compiled instruction sets that this machine has, the best last.");
   m.def("isa", [] { return std::string(rnnsearch::active_isa().name); }, "The instruction set in use.");

@@ -1,7 +1,7 @@
 // decoder_scan: T steps of decoder_step, teacher-forced. A step is one product for the query and the hidden gates, the
-// attention, and one product of the context: all weights are packed once a call.
+// attention, and, unless it sums memory_gates, one product of the context: all weights are packed once a call.
 #include "gru_forward.h"
-#include "scan_attention.h"
+#include "memory_gates.h"
 
 namespace rnnsearch {
 
@@ -42,21 +42,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> decoder_scan(
                             matrix<S>(query_weight), pointer<S>(query_bias), A);
     PackedWeight<S> from_context(3 * H, M);
     from_context.outputs(matrix<S>(context_weight), 0, 3 * H);
-    const ScanAttention<S> attention(memory, B, S_);
+    const bool by_memory_gates = memory_gates_pay<S>(kForwardCosts, S_, steps, M);
+    Memory summed = memory;
+    if (by_memory_gates) summed.values = memory_gates(memory.values, from_context);
+    const ScanAttention<S> attention(summed, B, S_);
     const QueryRows<S> queries(B, A);
-    const Scratch<T> weights(B * S_), exact(B * M), context_gates(B * 3 * H);
+    const Scratch<T> weights(B * S_), sums(B * attention.features()), products(by_memory_gates ? 0 : B * 3 * H);
+    const T* context_gates = (by_memory_gates ? sums : products).data();
     for (int64_t t = 0; t < steps && rows.running(t) > 0; ++t) {
       const int64_t N = rows.running(t);
       gru.products(t);
       queries.prepare(N, [&](int64_t n) { return gru.extra(n); });
       attention.attend(
           rows, N, queries, weights.data(), [&](int64_t b) { return pointer<T>(attn_weights) + rows.place(b, t) * S_; },
-          exact.data());
-      from_context.product(exact.data(), M, N, nullptr, context_gates.data(), 3 * H);
-      gru.advance(t, input_gates, context_gates.data(), pointer<T>(states), pointer<T>(gates));
-      for (int64_t n = 0; n < N; ++n)
-        k.to_storage(exact.data() + n * M, pointer<S>(contexts) + rows.place(rows.row(n), t) * M, M);
+          sums.data());
+      if (!by_memory_gates) from_context.product(sums.data(), M, N, nullptr, products.data(), 3 * H);
+      gru.advance(t, input_gates, context_gates, pointer<T>(states), pointer<T>(gates));
+      for (int64_t n = 0; !by_memory_gates && n < N; ++n)
+        k.to_storage(sums.data() + n * M, pointer<S>(contexts) + rows.place(rows.row(n), t) * M, M);
     }
+    if (by_memory_gates) contexts_of_all_steps(rows, attention, memory.values, attn_weights, contexts);
   });
   return {states, contexts, attn_weights, gates};
 }

@@ -2,8 +2,7 @@
 // through the gates, the gradients of the context, of the scores and of the query. Everything else is for all steps at
 // once after it. tanh is computed again; nothing of size B x T x S x A is stored, and nothing is added to by two
 // threads.
-#include "gru_backward.h"
-#include "scan_attention.h"
+#include "context_backward.h"
 
 namespace rnnsearch {
 
@@ -53,7 +52,13 @@ Grads decoder_scan_backward(const Tensor& grad_states_, const Tensor& grad_conte
     using T = Accumulate<S>;
     const KernelTable<S>& k = kernels<S>();
     const Schedule rows(B, steps, pointer<int64_t>(input_lengths));
-    std::optional<ScanAttention<S>> prepared(std::in_place, memory, B, S_);
+    const ContextCall given{memory, context_weight, contexts, attn_weights, grad_contexts, grad_attn_weights};
+    std::unique_ptr<ContextBackward<S>> context;
+    if (memory_gates_pay<S>(kBackwardCosts, S_, steps, M))
+      context = std::make_unique<ThroughMemoryGates<S>>(rows, given, H);
+    else
+      context = std::make_unique<ThroughContexts<S>>(rows, given, H);
+    std::optional<ScanAttention<S>> prepared(std::in_place, context->summed(), B, S_);
     const ScanAttention<S>& attention = *prepared;
     const int64_t width = attention.padded(), total = rows.total();
     GruBackward<S> gru(rows, matrix<S>(hidden_weight), H, reset_after, state_mask, matrix<S>(query_weight), A, width);
@@ -67,18 +72,11 @@ Grads decoder_scan_backward(const Tensor& grad_states_, const Tensor& grad_conte
       const JoinedBias<S> bias({{pointer<S>(query_bias), A}});
       to_query.product(gru.entering(0), H, total, &bias, queries.data(), width);
     }
-    std::optional<PackedWeight<S>> to_context(std::in_place, M, 3 * H);
-    const Matrix<S> C = matrix<S>(context_weight);
-    to_context->inputs({C.data + 2 * H * C.stride, C.stride}, 0, H).inputs(C, H, 2 * H);
-
-    // The gradients of the contexts (B, T, M) and of the scores, those of a sentence by tiles of positions.
-    const Tensor grad_context = empty({B, steps, M}, accumulate);
-    rows.zero_rest(pointer<T>(grad_context), M);
     const int64_t tiles = attention.tiles();
-    const Scratch<T> grad_scores(B * tiles * kPositionTile * steps), row_scores(B * S_), row_contexts(B * M);
+    // Those of a sentence by tiles of positions.
+    const Scratch<T> grad_scores(B * tiles * kPositionTile * steps), row_scores(B * S_);
     const QueryRows<S> query_rows(B, A);
     std::vector<uint8_t> all_small(static_cast<size_t>(B), 1);
-    std::vector<const T*> grad_context_rows(static_cast<size_t>(B));
     const auto scores_of = [&](int64_t b) { return grad_scores.data() + b * tiles * kPositionTile * steps; };
 
     for (int64_t t = steps; t-- > 0;) {
@@ -88,24 +86,16 @@ Grads decoder_scan_backward(const Tensor& grad_states_, const Tensor& grad_conte
         const int64_t place = rows.place(rows.row(n), t);
         return std::pair(pointer<T>(grad_states) + place * H, pointer<T>(gates) + place * 4 * H);
       });
-      to_context->product(gru.grads(first), gru.stride(), N, nullptr, row_contexts.data(), M);
-      parallel(N, 4 * M, [&](int64_t begin, int64_t end) {
-        for (int64_t n = begin; n < end; ++n) {
-          const int64_t b = rows.row(n), place = rows.place(b, t);
-          T* grad = pointer<T>(grad_context) + place * M;
-          k.scan.add_rows({row_contexts.data() + n * M, pointer<S>(grad_contexts) + place * M, M, grad});
-          grad_context_rows[static_cast<size_t>(n)] = grad;
-        }
-      });
+      const T* const* grad_sums = context->grad_sums(t, gru);
       query_rows.prepare(N, [&](int64_t n) { return queries.data() + (first + n) * width; });
       for (int64_t n = 0; n < N; ++n) all_small[static_cast<size_t>(rows.row(n))] &= query_rows(n).is_small;
       attention.attend_backward(
-          rows, N, query_rows, grad_context_rows.data(),
+          rows, N, query_rows, grad_sums,
           [&](int64_t n, T* scores) {
             const int64_t b = rows.row(n), count = attention.count(b), place = rows.place(b, t);
             const int32_t* positions = attention.positions(b);
             const T* weights = pointer<T>(attn_weights) + place * S_;
-            const T* outside = pointer<T>(grad_attn_weights) + place * S_;
+            const T* outside = context->grad_attn_weights() + place * S_;
             double mean = 0;
             for (int64_t p = 0; p < count; ++p) {
               scores[p] += outside[positions[p]];
@@ -122,7 +112,6 @@ Grads decoder_scan_backward(const Tensor& grad_states_, const Tensor& grad_conte
       gru.state(t);
     }
 
-    to_context.reset();
     gru.store_grad_state(pointer<T>(grad_state));
     if (grad_input_gates.scalar_type() == storage)
       gru.store_grad_input(pointer<S>(grad_input_gates));
@@ -130,14 +119,8 @@ Grads decoder_scan_backward(const Tensor& grad_states_, const Tensor& grad_conte
       gru.store_grad_input(pointer<T>(grad_input_gates));
     gru.store_grad_biases(pointer<S>(grad_hidden_bias), pointer<S>(grad_query_bias));
 
-    const Tensor old_contexts = empty({total, M}, storage);
-    parallel(steps, B * M, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t)
-        for (int64_t n = 0; n < rows.running(t); ++n)
-          std::copy_n(pointer<S>(contexts) + rows.place(rows.row(n), t) * M, M,
-                      pointer<S>(old_contexts) + (rows.offset(t) + n) * M);
-    });
-    gru.store_grad_weights({grad_hidden_weight, grad_query_weight, grad_context_weight}, old_contexts);
+    gru.store_grad_weights({grad_hidden_weight, grad_query_weight});
+    context->store_grad_weight(grad_input_gates, grad_context_weight);
 
     // Keys and score weight: every sentence, some features at a time.
     grad_keys = empty({B, S_, A}, storage);
@@ -168,9 +151,7 @@ Grads decoder_scan_backward(const Tensor& grad_states_, const Tensor& grad_conte
     k.to_storage(shares.data(), pointer<S>(grad_score_weight), A);
 
     prepared.reset();
-    grad_memory = empty({B, S_, M}, storage);
-    library_bmm(torch::stable::transpose(gru.in_storage(attn_weights), 1, 2), gru.in_storage(grad_context),
-                *grad_memory);
+    grad_memory = context->grad_memory();
   });
   return {grad_input_gates,  grad_state,      *grad_keys,          *grad_memory,       grad_score_weight,
           grad_query_weight, grad_query_bias, grad_context_weight, grad_hidden_weight, grad_hidden_bias};

@@ -8,7 +8,6 @@
 #pragma once
 
 #include <optional>
-#include <type_traits>
 
 #include "library.h"
 #include "packed_weight.h"
@@ -141,34 +140,20 @@ class GruBackward {
     if (extra_ > 0) kernels_.to_storage(sums.data() + (reset_after_ ? 4 : 3) * H_, grad_extra_bias, extra_);
   }
 
-  // Every weight's gradient is one product over all steps. contexts: what the decoder's gates read beside the input, in
-  // the order of the schedule, where there is any.
+  // Every weight's gradient is one product over all steps.
   struct WeightGrads {
     Tensor hidden_weight;
-    OptionalTensor extra_weight, context_weight;
+    OptionalTensor extra_weight;
   };
-  void store_grad_weights(const WeightGrads& out, const OptionalTensor& contexts) const {
-    const Tensor grads = in_storage(grads_), old = in_storage(entering_);
+  void store_grad_weights(const WeightGrads& out) const {
+    const Tensor grads = to_type<S>(grads_), old = to_type<S>(entering_);
     const auto of = [&](int64_t begin, int64_t count) {
       return torch::stable::transpose(columns_part(grads, begin, count), 0, 1);
     };
     const int64_t direct = through_ - extra_;
     library_mm(of(H_, direct), old, rows_part(out.hidden_weight, 0, direct));
-    if (!reset_after_) library_mm(of(0, H_), in_storage(reset_states_), rows_part(out.hidden_weight, direct, H_));
+    if (!reset_after_) library_mm(of(0, H_), to_type<S>(reset_states_), rows_part(out.hidden_weight, direct, H_));
     if (extra_ > 0) library_mm(of((reset_after_ ? 4 : 3) * H_, extra_), old, *out.extra_weight);
-    if (contexts.has_value()) {
-      library_mm(of(H_, 2 * H_), *contexts, rows_part(*out.context_weight, 0, 2 * H_));
-      library_mm(of(0, H_), *contexts, rows_part(*out.context_weight, 2 * H_, H_));
-    }
-  }
-
-  // As the products of large matrices take them.
-  Tensor in_storage(const Tensor& values) const {
-    if constexpr (std::is_same_v<S, T>) {
-      return values;
-    } else {
-      return torch::stable::to(values, scalar_type<S>);
-    }
   }
 
  private:

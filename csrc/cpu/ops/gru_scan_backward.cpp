@@ -43,7 +43,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gru_scan_backward(const Tensor& grad_
     else
       gru.store_grad_input(pointer<T>(grad_input_gates));
     gru.store_grad_biases(pointer<S>(grad_hidden_bias), nullptr);
-    gru.store_grad_weights({grad_hidden_weight, std::nullopt, std::nullopt}, std::nullopt);
+    gru.store_grad_weights({grad_hidden_weight, std::nullopt});
   });
   return {grad_input_gates, grad_state, grad_hidden_weight, grad_hidden_bias};
 }

@@ -74,6 +74,8 @@ class PackedWeight {
     return *this;
   }
 
+  int64_t outputs() const { return outputs_; }
+
   void product(const T* x, int64_t x_stride, int64_t rows, const JoinedBias<S>* bias, T* y, int64_t y_stride) const {
     if (matrix_unit_)
       PackedRows<S>({x, x_stride, false}, rows, inputs_)

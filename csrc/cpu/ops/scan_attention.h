@@ -55,7 +55,7 @@ class ScanAttention {
         groups_(memory, B, B, source),
         source_(source),
         A_(memory.score_weight.size(0)),
-        M_(memory.values.size(2)),
+        features_(memory.values.size(2)),
         padded_(kernels_.padded(A_)),
         tiles_(blocks(source, kPositionTile)),
         exponential_(B * tiles_ * kPositionTile * padded_),
@@ -70,6 +70,7 @@ class ScanAttention {
   }
 
   int64_t source() const { return source_; }
+  int64_t features() const { return features_; }
   int64_t padded() const { return padded_; }
   int64_t tiles() const { return tiles_; }
   int64_t count(int64_t b) const { return sentence(b).position_count; }
@@ -90,10 +91,10 @@ class ScanAttention {
   int64_t value_stride() const { return memory_.values.stride(1); }
 
   // For rows n of [0, N), each against sentence b = rows.row(n): weights[n, p], and attn_weights_of(b) with zeros where
-  // padded, and contexts[n] = Σ_p weights[n, p] memory[positions[p]].
+  // padded, and sums[n] = Σ_p weights[n, p] values[positions[p]].
   template <class F>
   void attend(const Schedule& rows, int64_t N, const QueryRows<S>& queries, T* weights, const F& attn_weights_of,
-              T* contexts) const {
+              T* sums) const {
     constexpr int64_t strip = 16;  // tiles
     each_piece(N, blocks(tiles_, strip), strip * kPositionTile * A_ * 8, [&](int64_t n, int64_t first, int64_t last) {
       const int64_t b = rows.row(n), most = count(b);
@@ -113,22 +114,22 @@ class ScanAttention {
       }
     });
     constexpr int64_t features = 512;
-    each_piece(N, blocks(M_, features), features * source_, [&](int64_t n, int64_t first, int64_t last) {
+    each_piece(N, blocks(features_, features), features * source_, [&](int64_t n, int64_t first, int64_t last) {
       const int64_t b = rows.row(n);
       kernels_.weighted_sum({&n, 1, weights, source_, positions(b), count(b), values(b), value_stride(),
-                             first * features, std::min(last * features, M_), contexts, M_});
+                             first * features, std::min(last * features, features_), sums, features_});
     });
   }
 
-  // With grad_contexts[n] at hand: grad_scores[n, p], and grad_query_of(n).
+  // With grad_sums[n] at hand: grad_scores[n, p], and grad_query_of(n).
   template <class G, class F>
-  void attend_backward(const Schedule& rows, int64_t N, const QueryRows<S>& queries, const T* const* grad_contexts,
+  void attend_backward(const Schedule& rows, int64_t N, const QueryRows<S>& queries, const T* const* grad_sums,
                        const G& prepare_scores, T* grad_scores, const F& grad_query_of) const {
     constexpr int64_t strip = 64;  // positions
-    each_piece(N, blocks(source_, strip), strip * M_ * 4, [&](int64_t n, int64_t first, int64_t last) {
+    each_piece(N, blocks(source_, strip), strip * features_ * 4, [&](int64_t n, int64_t first, int64_t last) {
       const int64_t b = rows.row(n), most = count(b);
-      kernels_.scan.dot({grad_contexts[n], values(b), value_stride(), M_, positions(b), std::min(first * strip, most),
-                         std::min(last * strip, most), grad_scores + n * source_});
+      kernels_.scan.dot({grad_sums[n], values(b), value_stride(), features_, positions(b),
+                         std::min(first * strip, most), std::min(last * strip, most), grad_scores + n * source_});
     });
     each_piece(N, 1, 16 * source_, [&](int64_t n, int64_t, int64_t) { prepare_scores(n, grad_scores + n * source_); });
     const int64_t features = padded_ / kernels_.padded(1) >= 16 ? 16 * kernels_.padded(1) : padded_;
@@ -158,7 +159,7 @@ class ScanAttention {
   const KernelTable<S>& kernels_;
   const Memory& memory_;
   Grouping groups_;
-  int64_t source_, A_, M_, padded_, tiles_;
+  int64_t source_, A_, features_, padded_, tiles_;
   Scratch<T> exponential_;
   Scratch<uint8_t> is_small_;
   Scratch<T> score_weight_;

@@ -66,6 +66,11 @@ auto with_storage(const Signature& call, const F& f) {
 }
 
 Tensor empty(std::initializer_list<int64_t> shape, ScalarType type);
+// The same values in type V; the tensor itself, where it has that type.
+template <class V>
+Tensor to_type(const Tensor& tensor) {
+  return torch::stable::to(tensor, scalar_type<V>);
+}
 
 template <class T>
 T* pointer(const Tensor& tensor) {
