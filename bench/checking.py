@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from cases import Case
+from cases import Case, Contender
 
 # Rounding errors are random: a right implementation may land somewhat above plain PyTorch, not far above it.
 TIMES_EAGER = 2.0
@@ -27,20 +27,21 @@ def errors(case: Case, results: Any, truth: Any) -> list[tuple[float, float]]:
     ]
 
 
-def check(case: Case) -> None:
-    """Raise :class:`Mismatch` where a contender is further from float64 than its dtype explains.
+def check(case: Case) -> dict[Contender, list[tuple[float, float]]]:
+    """Everybody's `errors`; raise :class:`Mismatch` where one is further from float64 than its dtype explains.
 
     The RMS error may be twice that of eager in the same dtype, or 8 eps of the largest value where that is more;
-    eager's own may be 32 eps of it.
+    eager's own may be 32 eps of it, and so may that of whoever comes first where eager was left out.
     """
+    everybody: dict[Contender, list[tuple[float, float]]] = {}
     for dtype in dict.fromkeys(contender.dtype for contender in case.calls):
         truth = case.truth(dtype)
         eager: list[tuple[float, float]] = []
         for contender, call in case.calls.items():
             if contender.dtype != dtype:
                 continue
-            found = errors(case, call(), truth)
-            first = not eager  # and that is eager
+            found = everybody[contender] = errors(case, call(), truth)
+            first = not eager  # and that is eager, where it is there
             eager = eager or found
             for place, ((error, largest), (eager_error, _)) in enumerate(zip(found, eager, strict=True)):
                 unit = torch.finfo(dtype).eps * largest
@@ -51,3 +52,4 @@ def check(case: Case) -> None:
                         f"{str(dtype).removeprefix('torch.')} is {error:.3g} (RMS) from float64; "
                         f"{allowed:.3g} would be explained by its dtype"
                     )
+    return everybody

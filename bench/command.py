@@ -24,11 +24,12 @@ def command_line(
     """The flags that every benchmark has; ``quick`` and ``everything`` say what --quick and --all do here, ``default``
     names the workloads that are measured where none is named."""
     parser = argparse.ArgumentParser(prog=program, description=(description or "").split("\n\n")[0])
+    others = " and ".join(workload.name for workload in WORKLOADS.values() if not workload.default)
     parser.add_argument(
         "--workload",
         metavar="NAMES",
         default=default,
-        help=f"of {', '.join(WORKLOADS)}; {default or 'all but speech16'} by default",
+        help=f"of {', '.join(WORKLOADS)}; {default or f'all but {others}'} by default",
     )
     parser.add_argument("--backend", metavar="NAMES", help="which of our backends; all that can run by default")
     parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")

@@ -14,11 +14,13 @@ from costs import scan_cost
 from timing import Call, Cost
 from torch import Tensor, nn
 from torch.nn import functional as F
-from weights import Weights, rounded
+from weights import Settings, Weights, rounded
 
 from rnnsearch_kernels import FusedBahdanauDecoder, gru_scan
 
 AUTOCAST = " autocast"
+
+PRODUCTS = "products"
 
 Loop = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 
@@ -112,12 +114,12 @@ def scan_case(weights: Weights, *, backward: bool, reset_after: bool = True) -> 
         if reset_after:
             on_gpu = settings.device.type == "cuda"
             loops: list[type[Eager]] = [Eager, HoistedTraining]
-            if settings.everything and settings.compile and (on_gpu or dtype == torch.float32):
+            if settings.compile and (settings.everything or settings.contenders) and (on_gpu or dtype == torch.float32):
                 loops.append(CompiledStep)
             for loop in loops:
                 module = loop(trainable(dtype))
                 calls[Contender(loop.name, dtype)] = call(module, module, dtype)
-                if on_gpu and loop in GRAPHED:
+                if on_gpu and loop in GRAPHED and settings.takes(GRAPHED[loop]):
                     calls[Contender(GRAPHED[loop], dtype)] = graphed(call(module, module, dtype))
         for name in settings.able(dtype, "decoder_scan", "decoder_scan_backward"):
             decoder = trainable(dtype, name)
@@ -139,8 +141,9 @@ def scan_case(weights: Weights, *, backward: bool, reset_after: bool = True) -> 
         decoder.backend = "reference"
         return call(partial(fused, decoder), Eager(decoder), torch.float64)()
 
-    name = _name("scan", reset_after)
-    return Case(w, name, w.batch, w.batch, calls, truth, one_by_one, scan_cost(w))
+    return Case(
+        w, name_of("scan", reset_after), w.batch, w.batch, _taken(calls, settings), truth, one_by_one, scan_cost(w)
+    )
 
 
 def gru_case(weights: Weights, *, backward: bool, reset_after: bool = True) -> Case:
@@ -168,9 +171,9 @@ def gru_case(weights: Weights, *, backward: bool, reset_after: bool = True) -> C
         return partial(both, partial(loop, gru), leaves, [given], [cotangent.to(given.dtype)])
 
     calls: dict[Contender, Call] = {}
-    if reset_after:
+    if dtype in settings.dtypes and reset_after:
         calls[Contender("nn.GRU", dtype)] = call(theirs, module)
-    for name in settings.able(dtype, "gru_scan", "gru_scan_backward"):
+    for name in settings.able(dtype, "gru_scan", "gru_scan_backward") if dtype in settings.dtypes else ():
         calls[Contender(name, dtype)] = call(partial(ours, name), module)
 
     def truth(_: torch.dtype) -> Any:
@@ -178,7 +181,7 @@ def gru_case(weights: Weights, *, backward: bool, reset_after: bool = True) -> C
 
     weights_read = 3 * size * (w.input_size + size)
     cost = Cost(weights_read, 2.0 * w.batch * w.source_length * weights_read)
-    return Case(w, _name("gru", reset_after), w.batch, w.batch, calls, truth, one_by_one, cost)
+    return Case(w, name_of("gru", reset_after), w.batch, w.batch, _taken(calls, settings), truth, one_by_one, cost)
 
 
 def products(weights: Weights, dtype: torch.dtype, *, backward: bool) -> Call:
@@ -219,5 +222,16 @@ def products(weights: Weights, dtype: torch.dtype, *, backward: bool) -> Call:
     return run
 
 
-def _name(op: str, reset_after: bool) -> str:
+def name_of(op: str, reset_after: bool) -> str:
     return op if reset_after else f"{op}_reset_before"
+
+
+def _taken(calls: dict[Contender, Call], settings: Settings) -> dict[Contender, Call]:
+    return {contender: call for contender, call in calls.items() if settings.takes(contender.backend)}
+
+
+def contender_names(settings: Settings) -> tuple[str, ...]:
+    """Everybody whom a case may hold, and the products beside it."""
+    ours = [name + ending for name in settings.backends for ending in ("", AUTOCAST)]
+    loops = [loop.name for loop in (Eager, HoistedTraining, CompiledStep)]
+    return *loops, *GRAPHED.values(), Eager.name + AUTOCAST, *ours, "nn.GRU", PRODUCTS

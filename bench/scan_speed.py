@@ -6,34 +6,41 @@ Results and all gradients are checked against float64 first. ``products`` is the
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 # The profiler that counts memory announces itself on standard error otherwise; read when torch is loaded.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
-from cases import Case
-from checking import Mismatch, check, errors
+from baselines import why_not_compiled
+from cases import Case, Contender
+from checking import Mismatch, check
 from command import command_line, run, settled
 from machine import header
 from report import Row, write_json
-from scan_cases import AUTOCAST, gru_case, products, scan_case
+from scan_cases import AUTOCAST, PRODUCTS, contender_names, gru_case, name_of, products, scan_case
 from timing import NOISY, NoiseProbe, interleaved, outside_products, peak_mb
 from weights import Settings, Weights
 from workloads import Workload
 
 PASSES = {"forward": False, "forward+backward": True}
+CASES = {"scan": scan_case, "gru": gru_case}
+PARTS = {name_of(op, after): (op, after) for op in CASES for after in (True, False)}
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in Settings.dtypes}
 
 HEADING = f"    {'backend':<22}{'dtype':<10}{'median ms':>9}  {'p25 – p75':<18}{'× eager':>7}{'× products':>12}"
 HEADING += f"{'outside':>9}{'peak MB':>9}"
 LEGEND = """\
-median and quartiles of interleaved calls, keys and input gates included; × eager: the first row over this one;
-× products: this row over the same matrix products in the same dtype alone; outside: the share of its time that is not
-in the library's matrix products, of one profiled call; autocast: float32 parameters and inputs, products in bfloat16;
-peak: allocated through PyTorch during a call, without what a CUDA graph keeps; ~ : the machine was noisy meanwhile"""
+median and quartiles of interleaved calls, keys and input gates included; × eager: the first row over this one, where
+that is eager or nn.GRU; × products: this row over the same matrix products in the same dtype alone; outside: the share
+of its time that is not in the library's matrix products, of one profiled call; autocast: float32 parameters and inputs,
+products in bfloat16; peak: allocated through PyTorch during a call, without what a CUDA graph keeps; ~ : the machine
+was noisy meanwhile"""
 
 
 def arguments(given: Sequence[str] | None) -> tuple[argparse.Namespace, Settings, list[Workload]]:
@@ -43,23 +50,51 @@ def arguments(given: Sequence[str] | None) -> tuple[argparse.Namespace, Settings
         quick="three rounds",
         everything="also the reference in every dtype, and the loop around a compiled step",
     )
-    return settled(parser, given)
+    for flag, known in (("part", PARTS), ("pass", PASSES), ("dtype", DTYPES)):
+        parser.add_argument(f"--{flag}", metavar="NAMES", help=f"of {', '.join(known)}; all by default")
+    parser.add_argument(
+        "--contender",
+        metavar="NAMES",
+        help="whom to time, such as 'eager,compile,cpu,cpu autocast,products'; all by default, compile with --all",
+    )
+    options, settings, workloads = settled(parser, given)
+    try:
+        options.part = chosen("part", options.part, PARTS)
+        options.pass_ = chosen("pass", getattr(options, "pass"), PASSES)
+        dtypes = tuple(DTYPES[name] for name in chosen("dtype", options.dtype, DTYPES))
+        contenders = chosen("contender", options.contender, contender_names(settings)) if options.contender else None
+    except ValueError as error:
+        parser.error(str(error))
+    why_not = why_not_compiled(settings.device.type)
+    named = contenders is not None and any(name.startswith("compile") for name in contenders)
+    if named and why_not:
+        parser.error(f"--contender: {why_not}")
+    settings = replace(settings, dtypes=dtypes, contenders=contenders, compile=settings.compile or named)
+    return options, settings, workloads
+
+
+def chosen(flag: str, names: str | None, known: Iterable[str]) -> tuple[str, ...]:
+    """Those of a comma-separated list, in their own order; all for None."""
+    known = tuple(known)
+    wanted = known if names is None else names.split(",")
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise ValueError(f"--{flag} must be of {list(known)}; got {unknown[0]!r}")
+    return tuple(name for name in known if name in wanted)
 
 
 def measure(cases: Sequence[Case], pass_: str, weights: Weights, least: int, probe: NoiseProbe) -> list[Row]:
-    """Check every case, then time them all in turn, the same products among them."""
+    """Time all cases in turn, the same products among them."""
     settings = weights.settings
-    for case in cases:
-        check(case)
     calls = {(case.op, *contender): call for case in cases for contender, call in case.calls.items()}
-    if cases[0].op == "scan":
+    if cases[0].op == "scan" and settings.takes(PRODUCTS):
         for dtype in settings.dtypes:
-            calls["scan", "products", dtype] = products(weights, dtype, backward=PASSES[pass_])
+            calls["scan", PRODUCTS, dtype] = products(weights, dtype, backward=PASSES[pass_])
     before = probe.check()
     named_calls = {" ".join(map(str, key)): call for key, call in calls.items()}
     timings = interleaved(named_calls, settings.device, budget_s=1.0, least=least, most=40)
     noisy = max(before, probe.check()) > NOISY
-    peaks = {key: None if key[1] == "products" else peak_mb(call, settings.device) for key, call in calls.items()}
+    peaks = {key: None if key[1] == PRODUCTS else peak_mb(call, settings.device) for key, call in calls.items()}
     on_cpu = settings.device.type == "cpu"
     outside = {key: outside_products(call) if on_cpu else None for key, call in calls.items()}
     return [
@@ -94,21 +129,21 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         name = row.backend + row.op.removeprefix(first.op).replace("_", " ")
         line = f"    {name:<22}{row.dtype:<10}{row.median_ms:>9.1f}{'~' if row.noisy else ' '}"
-        line += f" {f'{row.p25_ms:.1f} – {row.p75_ms:.1f}':<18}{first.median_ms / row.median_ms:>7.2f}"
-        products = [other for other in rows if (other.backend, other.dtype) == ("products", row.dtype)]
+        line += f" {f'{row.p25_ms:.1f} – {row.p75_ms:.1f}':<18}"
+        line += f"{first.median_ms / row.median_ms:>7.2f}" if first.backend in ("eager", "nn.GRU") else f"{'':>7}"
+        products = [other for other in rows if (other.backend, other.dtype) == (PRODUCTS, row.dtype)]
         line += f"{row.median_ms / products[0].median_ms:>12.2f}" if products else f"{'':>12}"
         line += f"{row.outside_products:>9.0%}" if row.outside_products is not None else f"{'':>9}"
         line += f"{row.peak_mb:>9.1f}" if row.peak_mb is not None else ""
         yield line
 
 
-def errors_of(case: Case) -> Iterator[str]:
+def error_lines(found: Mapping[Contender, list[tuple[float, float]]]) -> Iterator[str]:
     """How far from float64 bfloat16 is, beside float32: the largest RMS error of a result or gradient over its largest
     value."""
-    for contender, call in case.calls.items():
+    for contender, errors in found.items():
         if contender.backend.removesuffix(AUTOCAST) in ("eager", "cpu"):
-            found = errors(case, call(), case.truth(contender.dtype))
-            worst = max(error / largest for error, largest in found if largest > 0)
+            worst = max(error / largest for error, largest in errors if largest > 0)
             yield f"    error of {contender.backend} {str(contender.dtype)[6:]}: {worst:.2g}"
 
 
@@ -125,18 +160,25 @@ def main(given: Sequence[str] | None = None) -> int:
         for workload in workloads:
             weights = Weights(workload, settings)
             print(f"\n{workload}\n{HEADING}", flush=True)
-            for pass_, backward in PASSES.items():
-                for make in (scan_case, gru_case):
-                    torch.compiler.reset()
-                    cases = [make(weights, backward=backward, reset_after=after) for after in (True, False)]
-                    found = measure(cases, pass_, weights, least, probe)
-                    rows += found
-                    print("\n".join(table(found)), flush=True)
-                    if make is scan_case and backward:
-                        print("\n".join(errors_of(cases[0])), flush=True)
+            for pass_, op in itertools.product(options.pass_, CASES):
+                torch.compiler.reset()
+                parts = [after for name, after in (PARTS[part] for part in options.part) if name == op]
+                cases = [CASES[op](weights, backward=PASSES[pass_], reset_after=after) for after in parts]
+                cases = [case for case in cases if case.calls]
+                found = [check(case) for case in cases]
+                if not cases:
+                    continue
+                timed = measure(cases, pass_, weights, least, probe)
+                rows += timed
+                print("\n".join(table(timed)), flush=True)
+                if cases[0].op == "scan" and PASSES[pass_]:
+                    print("\n".join(error_lines(found[0])), flush=True)
     except Mismatch as error:
         print(f"MISMATCH, so nothing more is timed: {error}", file=sys.stderr)
         return 1
+    if not rows:
+        print("nothing was timed: none of these contenders is in these parts and dtypes", file=sys.stderr)
+        return 2
     print(f"\n{LEGEND}\n{time.perf_counter() - begin:.0f} s; noise: up to {probe.worst:.0%} between and within probes")
     if options.json:
         write_json(options.json, rows)

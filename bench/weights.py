@@ -22,6 +22,10 @@ class Settings:
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     compile: bool = True
     everything: bool = False
+    contenders: tuple[str, ...] | None = None  # by name, all for None
+
+    def takes(self, contender: str) -> bool:
+        return self.contenders is None or contender in self.contenders
 
     def able(self, dtype: torch.dtype, *ops: str) -> list[str]:
         """Our backends that have all of these ops for ``dtype``, the fastest first.

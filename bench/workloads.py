@@ -42,6 +42,7 @@ WORKLOADS: dict[str, Workload] = {workload.name: workload for workload in (
     Workload("paper",  80,   50,  50, 620, 1000, 1000, 2000, 500, 30000, 12),
     Workload("speech",  4, 1500,  50, 512,  512,  512, 1024, 512,  1000,  8),
     Workload("speech16", 16, 1500, 50, 512, 512, 512, 1024, 512,  1000,  8, default=False),  # speech on a GPU
+    Workload("synthesis", 16, 50, 200, 256, 256, 256, 512, 256, 1000, 1, default=False),  # text to speech, S < T
 )}
 
 # What a step costs beside its arithmetic shows where there is hardly any: one row, at tiny's sizes.

@@ -74,7 +74,7 @@ def test_the_command_prints_a_table_and_writes_rows_and_a_picture(tmp_path: Path
     [
         (
             ["--workload", "huge"],
-            "a workload must be one of ['tiny', 'small', 'paper', 'speech', 'speech16']; got 'huge'",
+            "a workload must be one of ['tiny', 'small', 'paper', 'speech', 'speech16', 'synthesis']; got 'huge'",
         ),
         (["--backend", "abacus"], "got 'abacus'"),
         (["--threads", "0"], "--threads must be at least 1; got 0"),
@@ -230,10 +230,11 @@ def test_the_workloads_are_those_of_the_speed_table(bench: Any) -> None:
         "paper: B80 S50 T50 E620 H1000 A1000 M2000 L500 V30000 beam 12",
         "speech: B4 S1500 T50 E512 H512 A512 M1024 L512 V1000 beam 8",
         "speech16: B16 S1500 T50 E512 H512 A512 M1024 L512 V1000 beam 8",
+        "synthesis: B16 S50 T200 E256 H256 A256 M512 L256 V1000 beam 1",
     ]
     assert [workload.name for workload in bench("workloads").named(None)] == ["tiny", "small", "paper", "speech"]
     assert {name: workload.decode_batches for name, workload in workloads.items()} == {
-        "tiny": (1,), "small": (1, 16), "paper": (1,), "speech": (1,), "speech16": (1,)
+        "tiny": (1,), "small": (1, 16), "paper": (1,), "speech": (1,), "speech16": (1,), "synthesis": (1,)
     }  # fmt: skip
 
 
