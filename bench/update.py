@@ -39,6 +39,7 @@ PLAIN: dict[str, type[Eager]] = {"eager": Eager, "compile": CompiledStep}
 class Decoded(NamedTuple):
     output: Tensor
     context: Tensor
+    attn_weights: None = None  # the loss reads none
 
 
 class PlainDecoder(nn.Module):
@@ -49,7 +50,14 @@ class PlainDecoder(nn.Module):
         self.loop = loop
 
     def forward(
-        self, input: Tensor, memory: Tensor, state: Tensor, *, memory_lengths: None, state_mask: None
+        self,
+        input: Tensor,
+        memory: Tensor,
+        state: Tensor,
+        *,
+        memory_lengths: None,
+        state_mask: None,
+        need_weights: bool,
     ) -> Decoded:
         return Decoded(*self.loop(input, state, memory))
 
