@@ -103,7 +103,12 @@ def beam_search(
         RuntimeError: ``step`` cannot be captured as a CUDA graph.
     """
     scoring = Scoring(length_penalty, alpha, coverage_penalty)
-    _check_options(beam_size, n_best, min_length, max_length, max_length_factor, no_repeat_ngram_size)
+    for name, value in (("beam_size", beam_size), ("n_best", n_best)):
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1; got {value}")
+    if n_best > beam_size:
+        raise ValueError(f"`n_best` must be at most `beam_size` = {beam_size}; got {n_best}")
+    check_lengths(min_length, max_length, max_length_factor, no_repeat_ngram_size)
     if engine not in ENGINES:
         raise ValueError(f"`engine` must be one of {ENGINES}; got {engine!r}")
     if eos_id in ban_ids:
@@ -118,8 +123,8 @@ def beam_search(
         raise TypeError(f"`graph_key` needs a PreparedMemory; `memory` is {type(memory).__name__}")
     padding = None
     if coverage_penalty or max_length is None:
-        padding = _source_padding(memory, count)
-    limits = _length_limits(max_length, max_length_factor, min_length, padding, count)
+        padding = source_padding(memory, count)
+    limits = length_limits(max_length, max_length_factor, min_length, padding, count)
     search = Search(
         step=step,
         memory=memory,
@@ -145,14 +150,9 @@ def beam_search(
     return fixed_search(search, state, graph=graph)
 
 
-def _check_options(
-    beam_size: int, n_best: int, min_length: int, max_length: int | None, factor: float, ngram_size: int
-) -> None:
-    for name, value, least in (("beam_size", beam_size, 1), ("n_best", n_best, 1), ("min_length", min_length, 0)):
-        if value < least:
-            raise ValueError(f"`{name}` must be at least {least}; got {value}")
-    if n_best > beam_size:
-        raise ValueError(f"`n_best` must be at most `beam_size` = {beam_size}; got {n_best}")
+def check_lengths(min_length: int, max_length: int | None, factor: float, ngram_size: int) -> None:
+    if min_length < 0:
+        raise ValueError(f"`min_length` must be at least 0; got {min_length}")
     if max_length is not None and max_length < max(1, min_length):
         raise ValueError(f"`max_length` must be at least 1 and `min_length` = {min_length}; got {max_length}")
     if not (factor > 0 and math.isfinite(factor)):
@@ -161,7 +161,7 @@ def _check_options(
         raise ValueError(f"`no_repeat_ngram_size` must be at least 0; got {ngram_size}")
 
 
-def _source_padding(memory: Any, count: int) -> Tensor:
+def source_padding(memory: Any, count: int) -> Tensor:
     """(B, S) bool, True where there is no source."""
     values = getattr(memory, "memory", None)
     if not isinstance(values, Tensor) or not hasattr(memory, "key_padding_mask"):
@@ -175,7 +175,7 @@ def _source_padding(memory: Any, count: int) -> Tensor:
     return values.new_zeros(values.shape[:2], dtype=torch.bool) if mask is None else mask
 
 
-def _length_limits(
+def length_limits(
     max_length: int | None, factor: float, min_length: int, padding: Tensor | None, count: int
 ) -> list[int]:
     if max_length is not None:

@@ -24,15 +24,20 @@ def row_candidates(log_probs: Tensor | TopK, k: int, banned: Tensor | None, rows
         return best.float(), token_ids
     if log_probs.dim() != 2 or log_probs.shape[0] != rows:
         raise ValueError(f"`log_probs` of `step` must be (N, V) = ({rows}, V); got {tuple(log_probs.shape)}")
-    log_probs = log_probs.float()
-    vocabulary_size = log_probs.shape[1]
-    if banned is not None:
-        # Column V takes what is no token: the -1 of rows that have fewer bans, and bans of another vocabulary.
-        mask = torch.zeros(rows, vocabulary_size + 1, dtype=torch.bool, device=log_probs.device)
-        mask.scatter_(1, banned.masked_fill((banned < 0) | (banned >= vocabulary_size), vocabulary_size), True)
-        log_probs = log_probs.masked_fill(mask[:, :-1], -math.inf)
-    values, token_ids = log_probs.topk(min(k, vocabulary_size))
+    log_probs = without_banned(log_probs.float(), banned)
+    values, token_ids = log_probs.topk(min(k, log_probs.shape[1]))
     return values, token_ids
+
+
+def without_banned(log_probs: Tensor, banned: Tensor | None) -> Tensor:
+    """``log_probs`` (N, V) with -inf at the ids of ``banned`` (N, R)."""
+    if banned is None:
+        return log_probs
+    # Column V takes what is no token: the -1 of rows that have fewer bans, and bans of another vocabulary.
+    rows, vocabulary_size = log_probs.shape
+    mask = torch.zeros(rows, vocabulary_size + 1, dtype=torch.bool, device=log_probs.device)
+    mask.scatter_(1, banned.masked_fill((banned < 0) | (banned >= vocabulary_size), vocabulary_size), True)
+    return log_probs.masked_fill(mask[:, :-1], -math.inf)
 
 
 def banned_ids(constant: Tensor, emitted: Tensor | None, ngram_size: int, rows: int) -> Tensor | None:

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rnnsearch import checkpoint
-from rnnsearch.beam_search import BeamSearchOutput, beam_search
 from rnnsearch.candidates import TopK
 from rnnsearch.config import RNNSearchConfig
-from rnnsearch.data import pad
-from rnnsearch.vocabulary import UNK, Vocabulary
-from rnnsearch_kernels import FusedBahdanauDecoder, PreparedMemory, check_backend, gru_scan, linear, vocabulary_topk
+from rnnsearch.translation import Translation, TranslationModel, evaluating
+from rnnsearch.vocabulary import Vocabulary
+from rnnsearch_kernels import (
+    DecoderOutput,
+    FusedBahdanauDecoder,
+    PreparedMemory,
+    check_backend,
+    gru_scan,
+    linear,
+    vocabulary_topk,
+)
+
+__all__ = ["RNNSearch", "Translation", "evaluating"]
 
 
-@dataclass(frozen=True)
-class Translation:
-    """One hypothesis, its end of sentence left out of ``tokens`` but scored in the last of ``token_scores``."""
-
-    tokens: list[str]
-    score: float
-    token_scores: list[float]
-    attn_weights: Tensor  # (len(token_scores), source length with its end of sentence)
-
-
-class RNNSearch(nn.Module):
+class RNNSearch(TranslationModel):
     """A bidirectional GRU encoder, a GRU decoder with additive attention, and a maxout readout.
 
         h_j  = [forward GRU ; backward GRU](E_x x)_j                      the memory (B, S, M)
@@ -158,8 +154,7 @@ class RNNSearch(nn.Module):
         self, tokens: Tensor, state: Tensor, memory: PreparedMemory, memory_index: Tensor
     ) -> tuple[TopK, Tensor, Tensor | None]:
         """One step of N hypotheses, for :func:`beam_search`; the (N, V) logits never leave the last op."""
-        embedded = self.target_embedding(tokens)
-        decoded = self.decoder.step(embedded, state, memory, memory_index=memory_index)
+        embedded, decoded = self._advance(tokens, state, memory, memory_index)
 
         def topk(k: int, banned_ids: Tensor | None) -> tuple[Tensor, Tensor]:
             return vocabulary_topk(
@@ -173,20 +168,15 @@ class RNNSearch(nn.Module):
 
         return topk, decoded.state, decoded.attn_weights
 
-    @torch.inference_mode()
-    def generate(self, source: Tensor, source_lengths: Tensor | None = None, **options: Any) -> BeamSearchOutput:
-        """Beam search from padded sources (B, S); ``options`` are those of :func:`beam_search`.
-
-        Padding and beginning of sentence are banned besides ``ban_ids``. There is no dropout, in training mode neither.
-        """
-        config = self.config
-        ban_ids = (config.pad_id, config.bos_id, *options.pop("ban_ids", ()))
-        with evaluating(self):
-            memory, state = self.encode(source, source_lengths)
-            options.setdefault("graph_key", self._graph_key())
-            return beam_search(
-                self.step, state, memory, bos_id=config.bos_id, eos_id=config.eos_id, ban_ids=ban_ids, **options
-            )
+    def log_probs(
+        self, tokens: Tensor, state: Tensor, memory: PreparedMemory, memory_index: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A step of N hypotheses with the log-probabilities (N, V) of every token."""
+        embedded, decoded = self._advance(tokens, state, memory, memory_index)
+        logits = self._linear(self.output, self._readout(state, embedded, decoded.context))
+        accumulate = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        assert decoded.attn_weights is not None
+        return logits.log_softmax(dim=-1, dtype=accumulate), decoded.state, decoded.attn_weights
 
     def _graph_key(self) -> Hashable | None:
         """All that the work of :meth:`step` depends on beside its arguments; None where a subclass has its own."""
@@ -197,39 +187,6 @@ class RNNSearch(nn.Module):
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         places = tuple((x.data_ptr(), tuple(x.shape), x.stride(), x.dtype) for x in tensors)
         return type(self), self.config, self.backend, self.decoder.backend, autocast, places
-
-    def translate(
-        self, sources: Sequence[Sequence[str]], *, batch_size: int = 64, replace_unknown: bool = False, **options: Any
-    ) -> list[list[Translation]]:
-        """The n best translations of each source, a sequence of tokens, in the order of the sources.
-
-        Args:
-            batch_size: sources of like length are decoded so many at a time.
-            replace_unknown: False bans the unknown token, unless ``ban_ids`` is given. True lets it come and puts
-                the source token that it attended to most in its place.
-            options: those of :func:`beam_search`.
-        """
-        if self.source_vocabulary is None or self.target_vocabulary is None:
-            raise ValueError("translate needs both vocabularies: give them to RNNSearch or use from_pretrained")
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1; got {batch_size}")
-        options.setdefault("ban_ids", () if replace_unknown else (self.config.unk_id,))
-        device = self.output.weight.device
-        encoded = [self.source_vocabulary.encode(source) for source in sources]
-        order = sorted(range(len(sources)), key=lambda place: len(encoded[place]))
-        results: list[list[Translation]] = [[] for _ in sources]
-        for start in range(0, len(order), batch_size):
-            places = order[start : start + batch_size]
-            source, lengths = pad([encoded[place] for place in places], self.config.pad_id)
-            found = self.generate(source.to(device), lengths.to(device), **{**options, "return_attn": True})
-            for row, place in enumerate(places):
-                results[place] = _translations(found, row, len(encoded[place]), self.target_vocabulary)
-        if replace_unknown:
-            return [
-                [_without_unknown(entry, source) for entry in found]
-                for found, source in zip(results, sources, strict=True)
-            ]
-        return results
 
     def save_pretrained(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write weights (as ``dtype``, or as they are), configuration and vocabularies; see :mod:`checkpoint`."""
@@ -263,6 +220,13 @@ class RNNSearch(nn.Module):
         checkpoint.check_weights(directory, saved.weights, model.state_dict())
         model.load_state_dict(saved.weights, assign=True)
         return model.to(dtype).eval()
+
+    def _advance(
+        self, tokens: Tensor, state: Tensor, memory: PreparedMemory, memory_index: Tensor
+    ) -> tuple[Tensor, DecoderOutput]:
+        """The tokens' embeddings (N, E), and the decoder's step."""
+        embedded = self.target_embedding(tokens)
+        return embedded, self.decoder.step(embedded, state, memory, memory_index=memory_index)
 
     def _memory(self, source: Tensor, source_lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """The annotations (B, S, M) and s_0 (B, H)."""
@@ -308,41 +272,3 @@ class RNNSearch(nn.Module):
         if torch.is_grad_enabled():
             return nn.functional.linear(input.to(weight.dtype), weight, bias)
         return linear(input, weight, bias, backend=self.backend)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode within, and each module's own mode again behind it."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _translations(found: BeamSearchOutput, row: int, source_length: int, vocabulary: Vocabulary) -> list[Translation]:
-    assert found.attn_weights is not None
-    translations = []
-    for rank, length in enumerate(found.lengths[row].tolist()):
-        if length:
-            translations.append(
-                Translation(
-                    tokens=vocabulary.decode(found.tokens[row, rank, :length].tolist()),
-                    score=float(found.scores[row, rank]),
-                    token_scores=found.token_scores[row, rank, :length].tolist(),
-                    attn_weights=found.attn_weights[row, rank, :length, :source_length].clone(),
-                )
-            )
-    return translations
-
-
-def _without_unknown(translation: Translation, source: Sequence[str]) -> Translation:
-    attended = translation.attn_weights[:, : len(source)].argmax(dim=1).tolist() if source else []
-    tokens = [
-        source[position] if token == UNK else token
-        for token, position in zip(translation.tokens, attended, strict=False)
-    ]
-    return replace(translation, tokens=tokens)
