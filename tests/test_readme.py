@@ -15,12 +15,13 @@ def blocks(page: str, language: str) -> list[str]:
 def test_the_readmes_python_runs_from_top_to_bottom(capsys):
     namespace: dict[str, object] = {"__name__": "readme"}
     code = blocks("README.md", "python")
-    assert len(code) == 4
+    assert len(code) == 5
     for block in code:
         exec(compile(block, "README.md", "exec"), namespace)
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "torch.Size([5, 64]) torch.Size([5, 9])"
     assert printed[1].startswith("AH T EH N SH AH N ")
+    assert printed[3:5] == ["TH AO T", "{'source': ['cat', 'dog'], 'translation': array(['K AE T', 'D AO G'], dtype=object)}"]
 
 
 def test_ci_runs_the_test_command_of_the_readme():

@@ -4,6 +4,7 @@ from rnnsearch.beam_search import BeamSearchOutput, beam_search
 from rnnsearch.checkpoint import CheckpointError
 from rnnsearch.config import PRESETS, RNNSearchConfig
 from rnnsearch.model import RNNSearch, Translation
+from rnnsearch.translator import Translator
 from rnnsearch.vocabulary import Vocabulary
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "RNNSearch",
     "RNNSearchConfig",
     "Translation",
+    "Translator",
     "Vocabulary",
     "beam_search",
 ]

@@ -61,6 +61,8 @@ def align_pairs(
         batch_size: pairs of like length are read so many at a time.
         words: of words (see :func:`in_words`), or of tokens.
     """
+    if not isinstance(translator.model, RNNSearch):
+        raise ValueError("an ensemble does not align given pairs: take one of its models")
     encoded = [translator.encode(*pair) for pair in pairs]
     found: dict[int, tuple[Tensor, float]] = {}
     order = sorted(range(len(pairs)), key=lambda place: (len(encoded[place].source), len(encoded[place].target)))

@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": ("rnnsearch.evaluate_command", "measure translations (BLEU, chrF) or pronunciations (word error)"),
     "train": ("rnnsearch.train_command", "train a translation model on parallel text"),
     "train-pronunciation": ("rnnsearch.train_pronunciation_command", "train the pronunciation model on CMUdict"),
+    "translate": ("rnnsearch.translate_command", "translate texts, files and pipes"),
     "average": ("rnnsearch.average_command", "make one model of several checkpoints"),
 }
 

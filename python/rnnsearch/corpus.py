@@ -19,10 +19,10 @@ class CorpusError(ValueError):
 
 
 class Skips:
-    """What was left out and why; the first of each kind by file and line."""
+    """What was left out and why; the first of each kind by file and line, with what is done about it."""
 
-    def __init__(self, on_bad_line: str, report: Callable[[str], Any]) -> None:
-        self.on_bad_line, self.report = on_bad_line, report
+    def __init__(self, on_bad_line: str, report: Callable[[str], Any], done: str = "left out") -> None:
+        self.on_bad_line, self.report, self.done = on_bad_line, report, done
         self.counts: Counter[str] = Counter()
 
     def __call__(self, where: str, why: str) -> None:
@@ -33,7 +33,7 @@ class Skips:
     def count(self, where: str, why: str) -> None:
         self.counts[why] += 1
         if self.counts[why] <= NAMED:
-            self.report(f"{where}: {why}; left out")
+            self.report(f"{where}: {why}; {self.done}")
 
 
 class LineFile:

@@ -79,11 +79,10 @@ class Processes:
 @contextmanager
 def joined(device: str) -> Iterator[Processes]:
     """The group that torchrun's variables describe: gloo on CPUs, NCCL on GPUs (one each)."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     count = int(os.environ.get("WORLD_SIZE", "1"))
-    place = torch.device(device, int(os.environ.get("LOCAL_RANK", "0"))) if device == "cuda" else torch.device(device)
+    place = pick_device(device)
     if place.type == "cuda":
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(place)
     if count == 1:
         yield Processes(0, 1, place)
@@ -94,6 +93,13 @@ def joined(device: str) -> Iterator[Processes]:
         yield Processes(dist.get_rank(), count, place)
     finally:
         dist.destroy_process_group()
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """``"auto"`` is CUDA where there is one."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
 
 
 def weighted(loss: Tensor, part: float, count: int) -> Tensor:

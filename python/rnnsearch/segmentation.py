@@ -129,6 +129,13 @@ def learn_vocabulary(
     return Vocabulary([*SPECIALS, *(token for token, count in ranked[: size - 4] if count >= min_count)])
 
 
+def same(left: Segmentation, right: Segmentation) -> bool:
+    """Whether both make the same tokens of every text."""
+    if isinstance(left, SentencePiece) and isinstance(right, SentencePiece):
+        return left.model == right.model
+    return left.kind == right.kind
+
+
 def save(directory: Path, source: Segmentation, target: Segmentation) -> None:
     contents, described = {}, {}
     for side, segmentation in (("source", source), ("target", target)):

@@ -152,7 +152,7 @@ def _run(
         _begin(settings, corpus).save(directory / INITIAL)
     processes.gather(None)  # the others wait for what the first one writes
     _check_texts(directory / TEXTS, texts)
-    translator = Translator.from_pretrained(directory / INITIAL, backend=run.backend)
+    translator = Translator.from_pretrained(directory / INITIAL, backend=run.backend, device="cpu")
     stream = BatchStream(
         corpus,
         translator.encode,

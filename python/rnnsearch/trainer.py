@@ -90,6 +90,7 @@ class Trainer:
     ) -> None:
         self.settings, self.directory, self.translator, self.dev = settings, directory, translator, dev
         self.stream, self.processes, self.monitor, self._signal = stream, processes, monitor, interrupted
+        assert isinstance(translator.model, RNNSearch)
         self.model: RNNSearch = translator.model.to(processes.device).train()
         self.loss = processes.wrap(ModelLoss(self.model, settings.optimizer.label_smoothing))
         self.optimizer = make_optimizer(self.model, settings.optimizer)
