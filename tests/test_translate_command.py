@@ -16,6 +16,7 @@ import torch
 from rnnsearch import cli, translate_command
 from rnnsearch.parts import PLAN, Parts
 from rnnsearch.segmentation import Words
+from rnnsearch.translate_options import read_command
 from rnnsearch.translator import Translator
 from small_model import make_model
 
@@ -353,7 +354,7 @@ def test_the_examples_of_the_help_are_commands_that_it_takes(capsys: Capture) ->
     assert len(examples) == 10
     for example in examples:
         arguments = shlex.split(example.partition(" < ")[0])
-        command = translate_command.read_command(arguments[1:])
+        command = read_command(arguments[1:])
         assert command.models[0].startswith("run")
     for term in ("beam search", "Wu et al. 2016", "UTF-8", "OUTPUT.parts"):
         assert term in shown
