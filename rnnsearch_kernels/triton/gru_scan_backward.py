@@ -15,7 +15,16 @@ from torch import Tensor
 from .configs import GRU_SCAN
 from .gru import gru_new_state_backward, gru_reset_backward
 from .gru_scan import NOT_SPECIALIZED, load_entering, load_old_state, place_of, rows_of
-from .launch import blocks, compute_type, config_of, contiguous, ends_contiguous, operand_dtype, precision
+from .launch import (
+    batched_product,
+    blocks,
+    compute_type,
+    config_of,
+    contiguous,
+    ends_contiguous,
+    operand_dtype,
+    precision,
+)
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
@@ -214,12 +223,12 @@ def gru_scan_backward(
         if not reset_after and step >= 0:
             gru_reset_backward_kernel[grid](reset_states_ptr=reset_states, step=step, **common)
 
+    # Summed in float32 and rounded once: a 16-bit product may add parts of its sum up in 16 bits.
     storage = hidden_weight.dtype
-    grad_rows, entering_rows = grad_hidden.flatten(0, 1), entering.flatten(0, 1)
-    if reset_after:
-        grad_weight = grad_rows.t() @ entering_rows
-    else:
-        grad_rz, grad_n = grad_rows.split([2 * hidden, hidden], 1)
-        grad_weight = torch.cat([grad_rz.t() @ entering_rows, grad_n.t() @ reset_states.flatten(0, 1)])
+    grad_rows = grad_hidden.flatten(0, 1)
+    parts = [(grad_rows, entering)]
+    if not reset_after:
+        parts = [(grad_rows[:, : 2 * hidden], entering), (grad_rows[:, 2 * hidden :], reset_states)]
+    grad_weight = torch.cat([batched_product(grad.t()[None], factor.flatten(0, 1)[None])[0] for grad, factor in parts])
     grad_bias = grad_rows.sum(0, dtype=torch.float32)
     return grad_input_gates, grad_carried, grad_weight.to(storage), grad_bias.to(storage)
