@@ -54,7 +54,7 @@ def main() -> int:
     for backend in weights.settings.able(torch.float32, "linear", "decoder_step", "vocabulary_topk"):
         with torch.inference_mode():
             model = weights.model(backend, torch.float32)
-            prepared = model.decoder.prepare_memory(weights.randn(1, w.source_length, w.memory_size))
+            prepared = model.prepare(weights.randn(1, w.source_length, w.memory_size))
             state = torch.tanh(weights.randn(1, w.hidden_size))
             options = {"bos_id": 1, "eos_id": 2, "beam_size": w.beam_size, "min_length": STEPS, "max_length": STEPS}
             search = partial(beam_search, model.step, state, prepared, **options, engine="graph")

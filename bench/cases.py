@@ -11,7 +11,7 @@ import torch
 from baselines import Eager, EagerSearch, attention, compiled, graphed
 from costs import attention_cost, beam_step_cost, scan_cost, step_cost
 from rnnsearch.beam_search import beam_search
-from rnnsearch.model import RNNSearch
+from rnnsearch.model import PreparedSource, RNNSearch
 from timing import Call, Cost
 from torch import Tensor
 from weights import Settings, Weights, rounded
@@ -107,8 +107,8 @@ def beam_step_case(weights: Weights, sentences: int) -> Case:
     tokens = torch.randint(4, w.vocabulary_size, (rows,)).to(settings.device)
     index = torch.arange(sentences, device=settings.device).repeat_interleave(w.beam_size)
 
-    def ours(model: RNNSearch, prepared: PreparedMemory) -> Any:
-        topk, new_state, attn_weights = model.step(tokens, state, prepared, index)
+    def ours(model: RNNSearch, prepared: PreparedSource, table: Tensor) -> Any:
+        topk, new_state, attn_weights = model.step(tokens, state, prepared, index, token_table=table)
         return *topk(k, None), new_state, attn_weights
 
     calls: dict[Contender, Call] = {}
@@ -119,7 +119,7 @@ def beam_step_case(weights: Weights, sentences: int) -> Case:
         calls[Contender("eager_hoisted", dtype)] = partial(hoisted.beam_step, *given, *hoisted.prepare(values, 1), k)
         for name in settings.able(dtype, "linear", "decoder_step", "vocabulary_topk"):
             model = weights.model(name, dtype)
-            calls[Contender(name, dtype)] = partial(ours, model, model.decoder.prepare_memory(values))
+            calls[Contender(name, dtype)] = partial(ours, model, model.prepare(values), model.token_table())
 
     def truth(dtype: torch.dtype) -> Any:
         double = weights.double(dtype)
@@ -148,7 +148,7 @@ def beam_search_case(weights: Weights, sentences: int, steps: int) -> Case:
         return search(EagerSearch(eager), state.to(values.dtype), prepared, engine="shrinking")[:2]
 
     def ours(model: RNNSearch, values: Tensor) -> Any:
-        return search(model.step, state, model.decoder.prepare_memory(values))[:2]
+        return search(model.step, state, model.prepare(values))[:2]
 
     calls: dict[Contender, Call] = {}
     for dtype in settings.dtypes:

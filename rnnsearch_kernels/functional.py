@@ -111,7 +111,7 @@ def decoder_step(
     memory: Tensor,
     score_weight: Tensor,
     query_weight: Tensor,
-    context_weight: Tensor,
+    context_weight: Tensor | None,
     hidden_weight: Tensor,
     *,
     state_mask: Tensor | None = None,
@@ -143,7 +143,9 @@ def decoder_step(
         context_weight: (3H, M). hidden_weight: (3H, H). hidden_bias: (3H,).
         memory_index: (N,) int64, the sentence of each row; then ``input_gates``, ``state`` and ``state_mask`` have
             N rows. Inference only.
-        memory_gates: (B, S, 3H), memory · context_weightᵀ prepared once. Inference only.
+        memory_gates: (B, S, 3H), memory · context_weightᵀ prepared once. Inference only. With them ``context_weight``
+            is not read and may be None; ``memory`` then is whatever is wanted summed as the context, of any width:
+            a readout that multiplies the context by P can have memory · Pᵀ there.
         backend: ``"auto"`` or a backend's name.
 
     Returns:

@@ -44,7 +44,8 @@ class DecoderWeights(NamedTuple):
 class PreparedMemory(NamedTuple):
     """A memory made ready for stepping, once a sentence; a value, never changed.
 
-    memory            (B, S, M), padding zeroed
+    memory            (B, S, M), padding zeroed; where there are memory_gates, of any width: what a step sums under its
+                      weights and returns as the context
     keys              (B, S, A), key_proj(memory)
     memory_gates      (B, S, 3H), memory · context_weightᵀ, where that makes a step cheaper
     key_padding_mask  (B, S) bool, True = ignore
@@ -265,12 +266,29 @@ class FusedBahdanauDecoder(nn.Module):
             memory_gates = linear(memory, weights.context_weight, backend=self.backend).to(storage)
         return PreparedMemory(memory, keys, memory_gates, mask, weights)
 
+    def input_gates(self, input: Tensor) -> Tensor:
+        """The input's part of a step's gates, input_weight input + bias: (N, E) -> (N, 3H), accumulate dtype.
+
+        A decoder that reads tokens can compute those of a whole vocabulary once, ``table =
+        decoder.input_gates(embedding.weight)``, and :meth:`step` from ``input_gates=table[tokens]``: bit for bit what
+        the step computes from ``embedding(tokens)``.
+        """
+        self._check_input(input)
+        weights = self._weights()
+        return linear(input, weights.input_weight, weights.input_bias, backend=self.backend)
+
+    def _check_input(self, input_t: Tensor) -> None:
+        check_tensor("input_t", input_t)
+        if input_t.dim() != 2 or input_t.shape[1] != self.input_size:
+            raise ValueError(f"`input_t` must be (N, E) = (N, {self.input_size}); got {tuple(input_t.shape)}")
+
     def step(
         self,
-        input_t: Tensor,
+        input_t: Tensor | None,
         state: Tensor | None,
         memory: PreparedMemory,
         *,
+        input_gates: Tensor | None = None,
         state_mask: Tensor | None = None,
         memory_index: Tensor | None = None,
         need_weights: bool = True,
@@ -278,7 +296,8 @@ class FusedBahdanauDecoder(nn.Module):
         """One step; a function of its arguments, differentiable.
 
         Args:
-            input_t: (N, E).
+            input_t: (N, E); None where ``input_gates`` are given.
+            input_gates: (N, 3H), from :meth:`input_gates`, in place of ``input_t``.
             state: (N, H); None for zeros.
             memory: from :meth:`prepare_memory`.
             state_mask: (N, H), dropout of the state as in :meth:`forward`.
@@ -286,23 +305,29 @@ class FusedBahdanauDecoder(nn.Module):
                 only.
             need_weights: whether to return the attention weights.
         """
-        check_tensor("input_t", input_t)
+        if (input_t is None) == (input_gates is None):
+            raise TypeError("give `input_t` (N, E) or `input_gates` (N, 3H), one of the two")
         if not isinstance(memory, PreparedMemory):
             raise TypeError(f"`memory` must be what `prepare_memory` gave; got {type(memory).__name__}")
-        if input_t.dim() != 2 or input_t.shape[1] != self.input_size:
-            raise ValueError(f"`input_t` must be (N, E) = (N, {self.input_size}); got {tuple(input_t.shape)}")
+        if input_t is not None:
+            self._check_input(input_t)
         weights, memory_gates, backend = memory.weights, memory.memory_gates, self.backend
         if weights is None or torch.is_grad_enabled():
             # The prepared ones may have been taken without gradients.
             weights, memory_gates = self._weights(), None
+        if input_gates is None:
+            assert input_t is not None
+            input_gates = linear(input_t, weights.input_weight, weights.input_bias, backend=backend)
+        else:
+            check_tensor("input_gates", input_gates)
         new_state, context, attn_weights = decoder_step(
-            linear(input_t, weights.input_weight, weights.input_bias, backend=backend),
-            self._initial_state(state, input_t, weights),
+            input_gates,
+            self._initial_state(state, input_gates, weights),
             memory.keys,
             memory.memory,
             weights.score_weight,
             weights.query_weight,
-            weights.context_weight,
+            weights.context_weight if memory_gates is None else None,
             weights.hidden_weight,
             state_mask=self._state_mask(state_mask, weights),
             query_bias=weights.query_bias,
@@ -313,7 +338,8 @@ class FusedBahdanauDecoder(nn.Module):
             reset_after=self.reset_after,
             backend=backend,
         )
-        return DecoderOutput(new_state.to(input_t.dtype), context, attn_weights if need_weights else None, new_state)
+        output = new_state.to(memory.keys.dtype if input_t is None else input_t.dtype)
+        return DecoderOutput(output, context, attn_weights if need_weights else None, new_state)
 
     def forward(
         self,

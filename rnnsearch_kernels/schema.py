@@ -25,7 +25,7 @@ the reset comes before the product).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 STORAGE, ACCUMULATE, FLOAT, MASK, INDEX = "storage", "accumulate", "float", "mask", "index"
 
@@ -106,6 +106,8 @@ _DECODER_WEIGHTS = (
     _arg("context_weight", "3H M", STORAGE),
     _arg("hidden_weight", "3H H", STORAGE),
 )
+# One of the two at least; where memory_gates are there, context_weight is not read.
+EITHER = ("context_weight", "memory_gates")
 # Dropout of the state, one mask for all steps: wherever the old state enters a product it is state_mask ∘ state; the
 # state that is carried on, z ∘ state, is not masked. None is a mask of ones.
 _STATE_MASK = _arg("state_mask?", "B H", ACCUMULATE, constant=True)
@@ -144,7 +146,7 @@ OPS: tuple[Op, ...] = (
         ),
     ),
     # One step: attention over the memory, then the GRU. memory_gates = memory context_weightᵀ, where it was
-    # prepared. memory_index and memory_gates are for inference.
+    # prepared; then memory may be anything that is wanted summed. memory_index and memory_gates are for inference.
     Op(
         "decoder_step",
         (
@@ -152,7 +154,7 @@ OPS: tuple[Op, ...] = (
             _arg("state", "N H", ACCUMULATE),
             _arg("state_mask?", "N H", ACCUMULATE, constant=True),
             *_MEMORY,
-            *_DECODER_WEIGHTS,
+            *(replace(arg, optional=arg.optional or arg.name in EITHER) for arg in _DECODER_WEIGHTS),
             _arg("hidden_bias?", "3H", STORAGE),
             _PADDING,
             _INDEX,

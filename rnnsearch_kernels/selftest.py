@@ -20,7 +20,7 @@ from .backends import ANY_DEVICE, Backend
 from .checks import split_size
 from .ops import overload_of
 from .reference.dtypes import accumulate_dtype
-from .schema import BY_NAME, INDEX, MASK, OPS, STORAGE, Arg, Flag, Op
+from .schema import BY_NAME, EITHER, INDEX, MASK, OPS, STORAGE, Arg, Flag, Op
 
 # Odd on purpose, and none equal to another: a mixed-up size or a missing tail shows.
 SIZES = {"B": 4, "S": 7, "T": 5, "N": 6, "H": 13, "A": 11, "M": 19, "L": 9, "V": 37, "R": 3, "K": 8, "I": 17, "O": 23}
@@ -49,8 +49,8 @@ def example(
     """Arguments of ``op`` by name, in its order; the same numbers in every dtype, up to rounding.
 
     Masks have holes and, from three sentences on, a sentence without a real position; lengths reach from 0 to
-    T; a state mask is 0 or 1 / (1 - DROPOUT). Without ``memory_index`` there are as many rows as sentences. A backward
-    op gets what its forward op gave.
+    T; a state mask is 0 or 1 / (1 - DROPOUT). Without ``memory_index`` there are as many rows as sentences, without
+    ``memory_gates`` there is a ``context_weight``. A backward op gets what its forward op gave.
     """
     absent, flags = set(absent), dict(flags or {})
     generator = torch.Generator().manual_seed(seed)
@@ -69,7 +69,7 @@ def example(
             made[arg.name] = known[arg.name]
         elif isinstance(arg, Flag):
             made[arg.name] = flags.get(arg.name, sizes[arg.size] if arg.size else False)
-        elif arg.optional and arg.name in absent:
+        elif arg.optional and arg.name in absent and not (arg.name == EITHER[0] and EITHER[1] in absent):
             made[arg.name] = None
         else:
             made[arg.name] = _random(arg, dtype, sizes, generator)

@@ -91,6 +91,19 @@ def test_steps_equal_the_hand_written_loop(backend, prepared_for):
         assert decoder.step(input[:, 0], state, prepared, need_weights=False).attn_weights is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gates_from_a_table_of_all_tokens_give_the_same_step(dtype):
+    decoder = rk.FusedBahdanauDecoder(E, H, M, A).to(dtype)
+    embedding, tokens = torch.randn(30, E).to(dtype), torch.tensor([3, 29, 3])
+    memory, state = torch.randn(3, S, M).to(dtype), torch.randn(3, H)
+    with torch.inference_mode():
+        table, prepared = decoder.input_gates(embedding), decoder.prepare_memory(memory)
+        looked_up = decoder.step(None, state, prepared, input_gates=table[tokens])
+        computed = decoder.step(embedding[tokens], state, prepared)
+    for mine, theirs in zip(looked_up, computed, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
 def test_hypotheses_share_a_sentence_through_memory_index():
     decoder = fused(by_hand())
     _, memory, _ = inputs()

@@ -201,6 +201,12 @@ def test_rows_that_share_sentences_without_an_index_are_told_of_it(op, backend, 
     assert isinstance(error, ValueError) and "need `memory_index` (N,)" in str(error)
 
 
+@pytest.mark.parametrize(("op", "backend", "device"), implementations("decoder_step"))
+def test_a_step_needs_the_contexts_weight_or_its_gates(op, backend, device):
+    error = raised(op, backend, {**example(BY_NAME[op], device=device), "context_weight": None, "memory_gates": None})
+    assert isinstance(error, ValueError) and "`context_weight` (3H, M) must be given" in str(error)
+
+
 def test_the_module_names_what_does_not_fit():
     decoder = rk.FusedBahdanauDecoder(6, 5, 7, 4)
     input, memory = torch.randn(3, 4, 6), torch.randn(3, 8, 7)
@@ -224,6 +230,9 @@ def test_the_module_names_what_does_not_fit():
         (lambda: decoder.prepare_memory(memory[0]), r"`memory` must be \(B, S, M\)"),
         (lambda: decoder.prepare_memory(memory, key_padding_mask=mask[:1, 1:]), "`key_padding_mask` must be"),
         (lambda: decoder.step(input, None, prepared), r"`input_t` must be \(N, E\) = \(N, 6\); got \(3, 4, 6\)"),
+        (lambda: decoder.step(None, None, prepared), "give `input_t` .* or `input_gates` .*, one of the two"),
+        (lambda: decoder.step(None, None, prepared, input_gates=[1.0]), "`input_gates` must be a tensor; got list"),
+        (lambda: decoder.input_gates(input), r"`input_t` must be \(N, E\) = \(N, 6\); got \(3, 4, 6\)"),
         (lambda: decoder.step(input[:2, 0], None, prepared), "need `memory_index`"),
         (lambda: decoder.step(input[:, 0], None, memory), "`memory` must be what `prepare_memory` gave; got Tensor"),
         (lambda: decoder(input, [1.0]), "`memory` must be a tensor; got list"),

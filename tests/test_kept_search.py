@@ -58,7 +58,7 @@ class Bench:
         monkeypatch.setattr(module, "fixed_search", kept)
 
     def generate(self, model: RNNSearch, source: Tensor, lengths: Tensor | None, **options: Any) -> BeamSearchOutput:
-        self.key = model._graph_key()
+        self.key = model._graph_key(None)
         return model.generate(source, lengths, engine="fixed", **options)
 
 
@@ -188,8 +188,9 @@ def test_a_model_with_a_step_of_its_own_keeps_no_graph() -> None:
             return super().step(*arguments)
 
     model = make_model(backend="reference")
-    assert model._graph_key() is not None and hash(model._graph_key()) == hash(model._graph_key())
-    assert Warmer(model.config)._graph_key() is None
+    assert model._graph_key(None) is not None and hash(model._graph_key(None)) == hash(model._graph_key(None))
+    assert model._graph_key(model.token_table()) != model._graph_key(None)
+    assert Warmer(model.config)._graph_key(None) is None
 
 
 def test_a_key_wants_a_prepared_memory() -> None:

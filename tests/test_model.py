@@ -87,6 +87,38 @@ def test_decoding_steps_equal_teacher_forcing(reset_after: bool) -> None:
         assert topk(2, token_ids[:, :1])[1][:, 0].equal(token_ids[:, 1])  # a ban is applied inside
 
 
+@torch.no_grad()
+def test_a_long_source_whose_readout_is_not_prepared_decodes_alike() -> None:
+    model = make_model()
+    source = torch.randint(4, 10, (2, 3 * model.config.memory_size))
+    target, index = torch.tensor([[1, 4, 5], [1, 9, 8]]), torch.arange(2)
+    wanted = model(source, None, target).log_softmax(-1)
+    memory, state = model.encode(source)
+    assert memory.memory_gates is None
+    for t in range(target.shape[1]):
+        topk, state, _ = model.step(target[:, t], state, memory, index)
+        log_probs, token_ids = topk(99, None)
+        torch.testing.assert_close(log_probs, wanted[:, t].gather(1, token_ids))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_table_of_tokens_changes_no_score(dtype: torch.dtype) -> None:
+    model = make_model(dtype=dtype)
+    source, lengths = pad(SENTENCES, 0)
+    without = model.generate(source, lengths, beam_size=3, max_length=6)
+    table = model.token_table()
+    assert table.shape == (
+        model.config.target_vocabulary_size,
+        3 * model.config.hidden_size + 2 * model.config.readout_size,
+    )
+    with_table = model.generate(source, lengths, beam_size=3, max_length=6, token_table=table)
+    assert with_table.tokens.equal(without.tokens)
+    torch.testing.assert_close(with_table.scores, without.scores)
+    words = [list("abc"), list("fade")]
+    chosen = [model.translate(words, beam_size=3, max_length=6, token_table=wanted)[0][0] for wanted in (True, False)]
+    assert chosen[0].tokens == chosen[1].tokens and chosen[0].score == pytest.approx(chosen[1].score, rel=1e-5)
+
+
 def test_every_parameter_gets_a_gradient() -> None:
     model = make_model().train()
     source, lengths = pad(SENTENCES, 0)

@@ -363,6 +363,12 @@ def test_a_direct_call_is_checked(name: str, argument: str, wrong: Any, message:
         native_op(name, *args.values())
 
 
+def test_a_step_without_either_form_of_the_contexts_gates_is_refused() -> None:
+    args = {**example(BY_NAME["decoder_step"]), "context_weight": None, "memory_gates": None}
+    with pytest.raises(RuntimeError, match=r"`context_weight` .* must be given where there are no `memory_gates`"):
+        native_op("decoder_step", *args.values())
+
+
 @each_isa
 @pytest.mark.parametrize("name", OPS)
 def test_float64_is_exact_to_rounding(name: str) -> None:

@@ -175,6 +175,18 @@ def test_gru_scan_equals_nn_gru_in_both_directions(op, backend, device):
 
 
 @pytest.mark.parametrize(("op", "backend", "device"), implementations("decoder_step", dtype=torch.float64))
+def test_with_memory_gates_the_context_is_the_sum_of_whatever_memory_is_given(op, backend, device):
+    args = example(BY_NAME[op], torch.float64, device=device)
+    projection = torch.randn(5, args["memory"].shape[2], dtype=torch.float64, device=device)
+    overload = overload_of(op, backend)
+    new_state, context, attn_weights, _ = overload(*args.values())
+    projected = {**args, "memory": args["memory"] @ projection.T, "context_weight": None}
+    results = overload(*projected.values())
+    for mine, theirs in zip(results, (new_state, context @ projection.T, attn_weights), strict=False):
+        torch.testing.assert_close(mine, theirs, **tolerances.EXACT)
+
+
+@pytest.mark.parametrize(("op", "backend", "device"), implementations("decoder_step", dtype=torch.float64))
 def test_decoder_step_equals_nn_gru_cell_over_input_and_context(op, backend, device):
     absent = {"memory_index", "memory_gates", "state_mask"}
     args = example(BY_NAME[op], torch.float64, absent=absent, flags={"reset_after": True})

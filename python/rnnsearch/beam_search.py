@@ -33,6 +33,7 @@ __all__ = ["BeamSearchOutput", "beam_search"]
 # A maximum length that follows the source never falls under this: a very short source may have a long target.
 SHORTEST_MAX_LENGTH = 16
 
+BEAM_SIZE = 12
 ENGINES = ("auto", "shrinking", "fixed", "graph")
 
 
@@ -44,7 +45,7 @@ def beam_search(
     *,
     bos_id: int,
     eos_id: int,
-    beam_size: int = 12,
+    beam_size: int = BEAM_SIZE,
     n_best: int = 1,
     max_length: int | None = None,
     max_length_factor: float = 3.0,

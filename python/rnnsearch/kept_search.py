@@ -111,7 +111,7 @@ def _room(given: PreparedMemory, count: int, positions: int) -> PreparedMemory:
 
     gates = None if given.memory_gates is None else like(given.memory_gates)
     mask = torch.empty((count, positions), dtype=torch.bool, device=given.memory.device)
-    return PreparedMemory(like(given.memory), like(given.keys), gates, mask)
+    return type(given)(like(given.memory), like(given.keys), gates, mask)
 
 
 def _fill(memory: PreparedMemory, given: PreparedMemory) -> None:

@@ -26,6 +26,14 @@ from rnnsearch_kernels import (
 __all__ = ["RNNSearch", "Translation", "evaluating"]
 
 
+class PreparedSource(PreparedMemory):
+    """A decoder's memory as :meth:`RNNSearch.step` reads it: where there are memory_gates, ``memory`` is what the
+    readout makes of each position, C_o h_j (B, S, 2L). C_o Σ α_j h_j = Σ α_j C_o h_j: a product less in each step.
+    """
+
+    __slots__ = ()
+
+
 class RNNSearch(TranslationModel):
     """A bidirectional GRU encoder, a GRU decoder with additive attention, and a maxout readout.
 
@@ -145,20 +153,51 @@ class RNNSearch(TranslationModel):
         old_states = torch.cat([state.unsqueeze(1).to(decoded.output.dtype), decoded.output[:, :-1]], dim=1)
         return self.readout_dropout(self._readout(old_states, embedded, decoded.context)), decoded.attn_weights
 
-    def encode(self, source: Tensor, source_lengths: Tensor | None = None) -> tuple[PreparedMemory, Tensor]:
-        """The prepared memory and the decoder's first state (B, H) of sources (B, S), padded or not."""
+    @torch.no_grad()
+    def encode(self, source: Tensor, source_lengths: Tensor | None = None) -> tuple[PreparedSource, Tensor]:
+        """What :meth:`step` reads and the decoder's first state (B, H) of sources (B, S), padded or not."""
         memory, state = self._memory(source, source_lengths)
-        return self.decoder.prepare_memory(memory, memory_lengths=source_lengths), state
+        return self.prepare(memory, source_lengths), state
 
+    @torch.no_grad()
+    def prepare(self, memory: Tensor, memory_lengths: Tensor | None = None) -> PreparedSource:
+        """Annotations (B, S, M) made ready for :meth:`step`."""
+        prepared = PreparedSource(*self.decoder.prepare_memory(memory, memory_lengths=memory_lengths))
+        if prepared.memory_gates is None:
+            return prepared
+        *_, of_context = self._readout_weights()
+        values = linear(prepared.memory, of_context, backend=self.backend)
+        return prepared._replace(memory=values.to(prepared.memory.dtype))
+
+    @torch.no_grad()
+    def token_table(self) -> Tensor:
+        """(V, 3H + 2L): what a step computes of each target token alone, its input gates and its part of the readout.
+
+        It holds what the parameters are now: make another after changing them. Where a row's product does not depend
+        on its batch (the native backend), a step's results with it are the same bits as without. It costs what V rows
+        of those products cost.
+        """
+        embedded, (_, of_token, _) = self.target_embedding.weight, self._readout_weights()
+        readout = linear(embedded, of_token, backend=self.backend)
+        return torch.cat([self.decoder.input_gates(embedded), readout], dim=1)
+
+    @torch.no_grad()
     def step(
-        self, tokens: Tensor, state: Tensor, memory: PreparedMemory, memory_index: Tensor
+        self,
+        tokens: Tensor,
+        state: Tensor,
+        memory: PreparedSource,
+        memory_index: Tensor,
+        *,
+        token_table: Tensor | None = None,
     ) -> tuple[TopK, Tensor, Tensor | None]:
         """One step of N hypotheses, for :func:`beam_search`; the (N, V) logits never leave the last op."""
-        embedded, decoded = self._advance(tokens, state, memory, memory_index)
+        readout, decoded = self._advance(tokens, state, memory, memory_index, token_table)
 
+        @torch.no_grad()
         def topk(k: int, banned_ids: Tensor | None) -> tuple[Tensor, Tensor]:
             return vocabulary_topk(
-                self._readout(state, embedded, decoded.context),
+                readout,
                 self.output.weight,
                 self.output.bias,
                 k=min(k, self.config.target_vocabulary_size),
@@ -168,21 +207,26 @@ class RNNSearch(TranslationModel):
 
         return topk, decoded.state, decoded.attn_weights
 
+    @torch.no_grad()
     def log_probs(
-        self, tokens: Tensor, state: Tensor, memory: PreparedMemory, memory_index: Tensor
+        self,
+        tokens: Tensor,
+        state: Tensor,
+        memory: PreparedSource,
+        memory_index: Tensor,
+        *,
+        token_table: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """A step of N hypotheses with the log-probabilities (N, V) of every token."""
-        embedded, decoded = self._advance(tokens, state, memory, memory_index)
-        logits = self._linear(self.output, self._readout(state, embedded, decoded.context))
-        accumulate = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        readout, decoded = self._advance(tokens, state, memory, memory_index, token_table)
         assert decoded.attn_weights is not None
-        return logits.log_softmax(dim=-1, dtype=accumulate), decoded.state, decoded.attn_weights
+        return self._linear(self.output, readout).log_softmax(dim=-1), decoded.state, decoded.attn_weights
 
-    def _graph_key(self) -> Hashable | None:
+    def _graph_key(self, token_table: Tensor | None) -> Hashable | None:
         """All that the work of :meth:`step` depends on beside its arguments; None where a subclass has its own."""
         if type(self).step is not RNNSearch.step:
             return None
-        tensors = [*self.parameters(), *self.buffers()]
+        tensors = [*self.parameters(), *self.buffers(), *([] if token_table is None else [token_table])]
         device = self.output.weight.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         places = tuple((x.data_ptr(), tuple(x.shape), x.stride(), x.dtype) for x in tensors)
@@ -222,11 +266,31 @@ class RNNSearch(TranslationModel):
         return model.to(dtype).eval()
 
     def _advance(
-        self, tokens: Tensor, state: Tensor, memory: PreparedMemory, memory_index: Tensor
+        self,
+        tokens: Tensor,
+        state: Tensor,
+        memory: PreparedSource,
+        memory_index: Tensor,
+        token_table: Tensor | None,
     ) -> tuple[Tensor, DecoderOutput]:
-        """The tokens' embeddings (N, E), and the decoder's step."""
-        embedded = self.target_embedding(tokens)
-        return embedded, self.decoder.step(embedded, state, memory, memory_index=memory_index)
+        """t_i (N, L), and the decoder's step."""
+        if not isinstance(memory, PreparedSource):
+            raise TypeError(f"`memory` must be what `encode` or `prepare` gave; got {type(memory).__name__}")
+        of_state, of_token, of_context = self._readout_weights()
+        if token_table is None:
+            embedded = self.target_embedding(tokens)
+            decoded = self.decoder.step(embedded, state, memory, memory_index=memory_index)
+            wide = linear(embedded, of_token, backend=self.backend)
+        else:
+            sizes = [3 * self.config.hidden_size, 2 * self.config.readout_size]
+            gates, wide = token_table.index_select(0, tokens).split(sizes, dim=1)
+            decoded = self.decoder.step(None, state, memory, input_gates=gates, memory_index=memory_index)
+        wide += linear(state, of_state, self.readout.bias, backend=self.backend)
+        if memory.memory_gates is None:
+            wide += linear(decoded.context, of_context, backend=self.backend)
+        else:
+            wide += decoded.context
+        return _maxout(wide), decoded
 
     def _memory(self, source: Tensor, source_lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """The annotations (B, S, M) and s_0 (B, H)."""
@@ -260,9 +324,15 @@ class RNNSearch(TranslationModel):
 
     def _readout(self, old_state: Tensor, embedded: Tensor, context: Tensor) -> Tensor:
         """t_i, the maxout of what was known before the state moved on."""
-        joined = torch.cat([old_state, embedded, context], dim=-1)
-        wide = self._linear(self.readout, joined)
-        return torch.maximum(wide[..., 0::2], wide[..., 1::2])
+        return _maxout(self._linear(self.readout, torch.cat([old_state, embedded, context], dim=-1)))
+
+    def _readout_weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        """U_o (2L, H), V_o (2L, E) and C_o (2L, M): parts of one matrix."""
+        config = self.config
+        of_state, of_token, of_context = self.readout.weight.split(
+            [config.hidden_size, config.embedding_size, config.memory_size], 1
+        )
+        return of_state, of_token, of_context
 
     def _linear(self, module: nn.Linear, input: Tensor) -> Tensor:
         return self._product(input, module.weight, module.bias)
@@ -272,3 +342,8 @@ class RNNSearch(TranslationModel):
         if torch.is_grad_enabled():
             return nn.functional.linear(input.to(weight.dtype), weight, bias)
         return linear(input, weight, bias, backend=self.backend)
+
+
+def _maxout(wide: Tensor) -> Tensor:
+    """The larger of each two neighbours: (..., 2L) -> (..., L)."""
+    return torch.maximum(wide[..., 0::2], wide[..., 1::2])

@@ -6,12 +6,13 @@ import gc
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from rnnsearch.beam_search import BeamSearchOutput, beam_search
+from rnnsearch.beam_search import BEAM_SIZE, BeamSearchOutput, beam_search
 from rnnsearch.config import RNNSearchConfig
 from rnnsearch.continuations import Step
 from rnnsearch.data import pad
@@ -20,6 +21,8 @@ from rnnsearch.stream import derived_seed
 from rnnsearch.vocabulary import UNK, Vocabulary
 
 SEARCHES = ("beam", "sample")
+# The most that a table of tokens may take without being asked for.
+TABLE_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,19 @@ class TranslationModel(nn.Module):
         """:meth:`step` with the log-probabilities (N, V) of every token, for what needs more than a few of them."""
         raise NotImplementedError
 
-    def _graph_key(self) -> Hashable | None:
+    def token_table(self) -> Tensor | None:
+        """What saves :meth:`step` and :meth:`log_probs` their products with the tokens; None where nothing does."""
+        return None
+
+    def _graph_key(self, token_table: Tensor | None) -> Hashable | None:
         """That of :func:`rnnsearch.beam_search.beam_search`; None keeps no graph."""
         return None
+
+    def _table_pays(self, rows: int) -> bool:
+        """Whether so many rows of steps are worth a :meth:`token_table`."""
+        config = self.config
+        width = 3 * config.hidden_size + 2 * config.readout_size
+        return rows >= config.target_vocabulary_size and 4 * config.target_vocabulary_size * width <= TABLE_BYTES
 
     @torch.inference_mode()
     def generate(
@@ -63,10 +76,12 @@ class TranslationModel(nn.Module):
         source_lengths: Tensor | None = None,
         *,
         search: Callable[..., BeamSearchOutput] = beam_search,
+        token_table: Tensor | None = None,
         **options: Any,
     ) -> BeamSearchOutput:
         """Translations of padded sources (B, S) by beam search or :func:`rnnsearch.sampling.sample`, with its options.
 
+        ``token_table`` from :meth:`token_table` saves each step its products with the embedded tokens.
         Padding and beginning of sentence are banned besides ``ban_ids``. There is no dropout, in training mode neither.
         """
         config = self.config
@@ -76,7 +91,9 @@ class TranslationModel(nn.Module):
             step: Step = self.log_probs
             if search is beam_search:
                 step = self.step
-                options.setdefault("graph_key", self._graph_key())
+                options.setdefault("graph_key", self._graph_key(token_table))
+            if token_table is not None:
+                step = cast("Step", partial(step, token_table=token_table))
             return search(step, state, memory, bos_id=config.bos_id, eos_id=config.eos_id, ban_ids=ban_ids, **options)
 
     def translate(
@@ -89,6 +106,7 @@ class TranslationModel(nn.Module):
         seed: int = 1,
         on_smaller_batch: Callable[[int], Any] | None = None,
         on_done: Callable[[int], Any] | None = None,
+        token_table: bool | None = None,
         **options: Any,
     ) -> list[list[Translation]]:
         """The n best translations of each source, a sequence of tokens, in the order of the sources.
@@ -104,6 +122,8 @@ class TranslationModel(nn.Module):
             seed: of the samples. They follow from it and the source alone, wherever that stands.
             on_smaller_batch: told every new batch size.
             on_done: told after every batch how many sources it had.
+            token_table: whether to compute a :meth:`token_table` first. By default where it pays, as the hypotheses of
+                sources so long outnumber the vocabulary, and takes at most TABLE_BYTES.
             options: those of the search.
 
         Raises:
@@ -118,6 +138,9 @@ class TranslationModel(nn.Module):
         options.setdefault("ban_ids", (self.config.unk_id,) if replace_unknown is False else ())
         encoded = [self.source_vocabulary.encode(source) for source in sources]
         results: list[list[Translation]] = [[] for _ in sources]
+        if token_table is None:
+            token_table = self._table_pays(sum(map(len, encoded)) * options.get("beam_size", BEAM_SIZE))
+        table = self.token_table() if token_table else None
 
         def decode(places: Sequence[int]) -> None:
             sampling: dict[str, Any] = {}
@@ -125,7 +148,8 @@ class TranslationModel(nn.Module):
                 sampling = {"search": sample, "seeds": [derived_seed(seed, *encoded[place]) for place in places]}
             source, lengths = pad([encoded[place] for place in places], self.config.pad_id)
             device = next(self.parameters()).device
-            found = self.generate(source.to(device), lengths.to(device), **{**options, **sampling, "return_attn": True})
+            given = {**options, **sampling, "token_table": table, "return_attn": True}
+            found = self.generate(source.to(device), lengths.to(device), **given)
             for row, place in enumerate(places):
                 results[place] = _translations(found, row, len(encoded[place]), self.target_vocabulary)
 

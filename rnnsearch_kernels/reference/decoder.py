@@ -43,7 +43,7 @@ def _advance(
     score_weight: Tensor,
     query_weight: Tensor,
     query_bias: Tensor | None,
-    context_weight: Tensor,
+    context_weight: Tensor | None,
     hidden_weight: Tensor,
     hidden_bias: Tensor | None,
     reset_after: bool,
@@ -52,6 +52,7 @@ def _advance(
     query = linear(masked(state, state_mask), query_weight, query_bias)
     context, attn_weights = attend(query, keys, memory, score_weight, key_padding_mask)
     if memory_gates is None:
+        assert context_weight is not None
         context_gates = linear(context, context_weight, None)
     else:
         context_gates = torch.bmm(attn_weights[:, None], memory_gates)[:, 0]
@@ -68,7 +69,7 @@ def decoder_step(
     score_weight: Tensor,
     query_weight: Tensor,
     query_bias: Tensor | None,
-    context_weight: Tensor,
+    context_weight: Tensor | None,
     hidden_weight: Tensor,
     hidden_bias: Tensor | None,
     key_padding_mask: Tensor | None,

@@ -200,7 +200,7 @@ def decoder_step(
     score_weight: Tensor,
     query_weight: Tensor,
     query_bias: Tensor | None,
-    context_weight: Tensor,
+    context_weight: Tensor | None,
     hidden_weight: Tensor,
     hidden_bias: Tensor | None,
     key_padding_mask: Tensor | None,
@@ -223,6 +223,7 @@ def decoder_step(
     scores = score(query, keys, score_weight.contiguous(), key_padding_mask, index, None)
     reduce(scores, memory, index, attn_weights, context)
     if memory_gates is None:
+        assert context_weight is not None
         context_gates = linear(context, context_weight, None)
     else:
         context_gates = rows_for(state, rows, 3 * hidden)

@@ -53,6 +53,25 @@ INLINE void dot_inputs(Vec<typename Dot::T> (&total)[rows][outputs], const typen
   }
 }
 
+// y = four sums a row, plus the bias, for `rows` rows. v[i] holds as many rows, each of four items of `segment` lanes;
+// the vectors are folded into one another until an item is one lane.
+template <class T, int rows, int segment, int vectors>
+INLINE void store_sums(const Vec<T> (&v)[vectors], const T* bias, T* y, int64_t y_stride) {
+  if constexpr (segment > 1) {
+    Vec<T> folded[(vectors + 1) / 2];
+    RNNSEARCH_UNROLL
+    for (int i = 0; i < vectors; i += 2) folded[i / 2] = fold<T, Sum, segment>(v[i], v[i + 1 < vectors ? i + 1 : i]);
+    store_sums<T, rows, segment / 2>(folded, bias, y, y_stride);
+  } else {
+    constexpr int each = lanes<T> / kOutputTile;
+    RNNSEARCH_UNROLL
+    for (int r = 0; r < rows; ++r) {
+      const Vec<T> biased = v[r / each] + load(bias);
+      memcpy(y + r * y_stride, reinterpret_cast<const T*>(&biased) + r % each * kOutputTile, kOutputTile * sizeof(T));
+    }
+  }
+}
+
 // Meanwhile `fetched` rows from `ahead` on are brought into the second-level cache.
 template <class Dot, int rows, int outputs, int fetched>
 INLINE void dot_tile(const typename Dot::Packed* x, const typename Dot::Storage* weight, int64_t weight_stride,
@@ -76,16 +95,21 @@ INLINE void dot_tile(const typename Dot::Packed* x, const typename Dot::Storage*
   }
   if (i < I)
     dot_inputs<Dot>(total, x + i, row_size, [&](int o) { return Dot::weight(weight + o * weight_stride + i, I - i); });
-  RNNSEARCH_UNROLL
-  for (int r = 0; r < rows; ++r) {
-    T sums[kOutputTile];
-    if constexpr (outputs == kOutputTile) {
-      sum4<T>(total[r][0], total[r][1], total[r][2], total[r][3], sums);
-    } else {
-      sum4<T>(total[r][0], zero, zero, zero, sums);
-    }
+  if constexpr (outputs == kOutputTile && lanes<T> >= kOutputTile) {
+    Vec<T> sums[rows];
     RNNSEARCH_UNROLL
-    for (int o = 0; o < outputs; ++o) y[r * y_stride + o] = sums[o] + bias[o];
+    for (int r = 0; r < rows; ++r) {
+      const Vec<T> first = fold<T, Sum, lanes<T>>(total[r][0], total[r][1]);
+      const Vec<T> second = fold<T, Sum, lanes<T>>(total[r][2], total[r][3]);
+      sums[r] = fold<T, Sum, lanes<T> / 2>(first, second);
+    }
+    store_sums<T, rows, lanes<T> / kOutputTile>(sums, bias, y, y_stride);
+  } else {
+    RNNSEARCH_UNROLL
+    for (int r = 0; r < rows; ++r) {
+      RNNSEARCH_UNROLL
+      for (int o = 0; o < outputs; ++o) y[r * y_stride + o] = sum<T>(total[r][o]) + bias[o];
+    }
   }
 }
 
@@ -138,9 +162,11 @@ void linear(const LinearArgs<typename Dot::Storage>& args) {
     const int64_t take = whole ? kOutputTile : 1;
     const S* weight = args.weight.data + o * stride;
     const S* next = o + take + kOutputTile <= args.output_end ? weight + take * stride : nullptr;
-    T bias[kOutputTile] = {};
+    // Again and again, as many as a vector holds.
+    T bias[lanes<T> > kOutputTile ? lanes<T> : kOutputTile] = {};
     if (args.bias != nullptr)
-      for (int64_t b = 0; b < take; ++b) bias[b] = scalar(args.bias[o + b]);
+      for (int64_t b = 0; b < static_cast<int64_t>(sizeof bias / sizeof *bias); ++b)
+        bias[b] = scalar(args.bias[o + b % take]);
     T* y = args.y + (o - args.output_begin);
     if (whole)
       dot_rows<Dot, kOutputTile>(rows, x, weight, stride, args.I, next, y, args.y_stride, bias);

@@ -8,7 +8,7 @@ namespace rnnsearch {
 std::tuple<Tensor, Tensor, Tensor, Tensor> decoder_step(
     const Tensor& input_gates_, const Tensor& state_, const OptionalTensor& state_mask_, const Tensor& keys,
     const Tensor& memory_, const Tensor& score_weight, const Tensor& query_weight_, const OptionalTensor& query_bias_,
-    const Tensor& context_weight_, const Tensor& hidden_weight_, const OptionalTensor& hidden_bias_,
+    const OptionalTensor& context_weight_, const Tensor& hidden_weight_, const OptionalTensor& hidden_bias_,
     const OptionalTensor& key_padding_mask, const OptionalTensor& memory_index, const OptionalTensor& memory_gates_,
     bool reset_after) {
   Signature call("keys", keys);
@@ -18,10 +18,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> decoder_step(
   const Memory memory = Memory::check(call, keys, memory_, score_weight, key_padding_mask, memory_index);
   const Tensor query_weight = call.check("query_weight", query_weight_, {"A", "H"}, Role::storage);
   const OptionalTensor query_bias = call.check("query_bias", query_bias_, {"A"}, Role::storage);
-  const Tensor context_weight = call.check("context_weight", context_weight_, {"3H", "M"}, Role::storage);
+  const OptionalTensor context_weight = call.check("context_weight", context_weight_, {"3H", "M"}, Role::storage);
   const Tensor hidden_weight = call.check("hidden_weight", hidden_weight_, {"3H", "H"}, Role::storage);
   const OptionalTensor hidden_bias = call.check("hidden_bias", hidden_bias_, {"3H"}, Role::storage);
   const OptionalTensor memory_gates = call.check("memory_gates", memory_gates_, {"B", "S", "3H"}, Role::storage);
+  if (!context_weight.has_value() && !memory_gates.has_value())
+    throw std::runtime_error("`context_weight` (3H, M) must be given where there are no `memory_gates` (B, S, 3H)");
   const int64_t N = call['N'], S_ = call['S'], H = call['H'], A = call['A'], M = call['M'];
   const Tensor new_state = empty({N, H}, call.accumulate());
   const Tensor context = empty({N, M}, call.storage());
@@ -47,7 +49,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> decoder_step(
     } else {
       attention.attend(queries, pointer<T>(attn_weights), {{memory.values, sums.data()}});
       PackedRows<S>({sums.data(), M, false}, N, M)
-          .product(matrix<S>(context_weight), nullptr, 3 * H, context_gates.data(), 3 * H);
+          .product(matrix<S>(*context_weight), nullptr, 3 * H, context_gates.data(), 3 * H);
     }
     sums.store();
 
