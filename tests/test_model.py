@@ -169,7 +169,9 @@ def test_the_preset_has_the_papers_sizes() -> None:
 def test_a_bad_configuration_is_named(changes: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         RNNSearchConfig(**{"source_vocabulary_size": 10, "target_vocabulary_size": 10, **changes})
-    with pytest.raises(ValueError, match=r"`preset` must be one of \['rnnsearch-50', 'small', 'tiny'\]; got 'huge'"):
+    with pytest.raises(
+        ValueError, match=r"`preset` must be one of \['rnnsearch-50', 'small', 'tiny', 'pronunciation'\]; got 'huge'"
+    ):
         RNNSearchConfig.from_preset("huge")
 
 

@@ -7,14 +7,13 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rnnsearch.beam_search import BEAM_SIZE, BeamSearchOutput, beam_search
 from rnnsearch.config import RNNSearchConfig
-from rnnsearch.continuations import Step
 from rnnsearch.data import pad
 from rnnsearch.sampling import sample
 from rnnsearch.stream import derived_seed
@@ -88,12 +87,12 @@ class TranslationModel(nn.Module):
         ban_ids = (config.pad_id, config.bos_id, *options.pop("ban_ids", ()))
         with evaluating(self):
             memory, state = self.encode(source, source_lengths)
-            step: Step = self.log_probs
+            step: Callable[..., Any] = self.log_probs
             if search is beam_search:
                 step = self.step
                 options.setdefault("graph_key", self._graph_key(token_table))
             if token_table is not None:
-                step = cast("Step", partial(step, token_table=token_table))
+                step = partial(step, token_table=token_table)
             return search(step, state, memory, bos_id=config.bos_id, eos_id=config.eos_id, ban_ids=ban_ids, **options)
 
     def translate(
