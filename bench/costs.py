@@ -1,7 +1,7 @@
 """What an op must at least read and compute; the floors that the table measures distances to.
 
 Weights, keys and memory are counted once a call, however many rows there are; activations are not counted. Where
-the gates' context part can come from prepared ``memory_gates`` or from the context weight, the cheaper one counts.
+the context's part of gates and readout can be prepared or come from its weights, the cheaper one counts.
 """
 
 from __future__ import annotations
@@ -13,33 +13,41 @@ from workloads import Workload
 TANH = 20
 
 
-def attention_cost(w: Workload, sentences: int, rows: int) -> Cost:
-    """Score, softmax, context."""
-    positions = rows * w.source_length
+def attention_cost(w: Workload, sentences: int, rows: int, width: int | None = None) -> Cost:
+    """Score, softmax, and the sum of the memory or of something of another width."""
+    positions, width = rows * w.source_length, width or w.memory_size
     return Cost(
-        values=sentences * w.source_length * (w.attention_size + w.memory_size),
-        products=2.0 * positions * w.memory_size,
+        values=sentences * w.source_length * (w.attention_size + width),
+        products=2.0 * positions * width,
         elementwise=positions * w.attention_size * (TANH + 3.0),
     )
+
+
+def _product(rows: int, inputs: int, outputs: int) -> Cost:
+    return Cost(inputs * outputs, 2.0 * rows * inputs * outputs)
+
+
+def _context_cost(w: Workload, sentences: int, rows: int, gates: int, readout: int) -> Cost:
+    """Attention, and the context's part of gates and of a readout so wide: by products in the step, or prepared."""
+    by_products = attention_cost(w, sentences, rows) + _product(rows, w.memory_size, gates + readout)
+    prepared = attention_cost(w, sentences, rows, gates + (readout or w.memory_size))
+    return min(by_products, prepared, key=lambda cost: cost.values)
 
 
 def step_cost(w: Workload, sentences: int, rows: int) -> Cost:
     """Input gates, query, attention, GRU."""
     gates = 3 * w.hidden_size
-    weights = gates * w.input_size + w.hidden_size * (w.attention_size + gates)
-    context = min(
-        Cost(gates * w.memory_size, 2.0 * rows * gates * w.memory_size),
-        Cost(sentences * w.source_length * gates, 2.0 * rows * gates * w.source_length),
-        key=lambda cost: cost.values,
-    )
-    return attention_cost(w, sentences, rows) + context + Cost(weights, 2.0 * rows * weights)
+    state = _product(rows, w.hidden_size, w.attention_size + gates)
+    return _context_cost(w, sentences, rows, gates, 0) + state + _product(rows, w.input_size, gates)
 
 
 def beam_step_cost(w: Workload, sentences: int, rows: int) -> Cost:
-    """The step, the readout and the vocabulary; one exponential for each token."""
-    weights = 2 * w.readout_size * (w.hidden_size + w.input_size + w.memory_size) + w.vocabulary_size * w.readout_size
-    exponentials = TANH / 2 * rows * w.vocabulary_size
-    return step_cost(w, sentences, rows) + Cost(weights, 2.0 * rows * weights, exponentials)
+    """The step, the readout and the vocabulary; one exponential for each token. What a token gives is looked up."""
+    gates, readout = 3 * w.hidden_size, 2 * w.readout_size
+    state = _product(rows, w.hidden_size, w.attention_size + gates + readout)
+    vocabulary = _product(rows, w.readout_size, w.vocabulary_size)
+    looked_up = Cost(rows * (gates + readout), 0.0, TANH / 2 * rows * w.vocabulary_size)
+    return _context_cost(w, sentences, rows, gates, readout) + state + vocabulary + looked_up
 
 
 def scan_cost(w: Workload) -> Cost:
