@@ -81,7 +81,7 @@ def cpu_extension() -> object:
     return CppExtension(
         "rnnsearch_kernels._cpu",
         sorted([*glob.glob("csrc/cpu/**/*.cpp", recursive=True), *glob.glob(PLANNER)]),
-        depends=sorted([*glob.glob("csrc/cpu/**/*.h", recursive=True), "csrc/cuda/planner/planner.h"]),
+        depends=sorted([*glob.glob("csrc/cpu/**/*.h", recursive=True), *glob.glob("csrc/cuda/planner/*.h")]),
         extra_compile_args={"cxx": [*flags, f'-DRNNSEARCH_FLAGS="{" ".join(FLAGS)}"']},
     )
 

@@ -1,8 +1,9 @@
 """How a whole scan lies on a GPU as one launch, or why it would not; asked without one.
 
-    from rnnsearch_kernels.planning import GPUS, plan_gru_scan
+    from rnnsearch_kernels.planning import GPUS, plan_decoder_scan, plan_gru_scan
 
     plan_gru_scan(torch.bfloat16, GPUS["H200"], B=64, T=50, H=1000)
+    plan_decoder_scan(torch.bfloat16, GPUS["H200"], B=80, T=50, S=50, H=1000, A=1000)
 
 The planner is the part of the CUDA kernels that decides before a launch. It says what a launch takes, not that this
 installation has the kernels.
@@ -11,6 +12,7 @@ installation has the kernels.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from types import ModuleType
 
 import torch
 
@@ -64,6 +66,38 @@ class Plan:
         return self.row_groups * self.unit_groups
 
 
+@dataclass(frozen=True)
+class DecoderPlan:
+    """One cooperative launch of ``row_groups`` teams of ``team`` blocks; ``Plan`` says what both have.
+
+    tiles              a block holds up to 8 times as many columns of [query_weight ; hidden_weight]
+    candidate_tiles    and of the candidate's, where the reset comes before its product; otherwise 0
+    splits             parts of a row's source, each attended to by one block
+    workspace_bytes    ``memory_gates`` among them
+    barriers_per_step  of a team: 2 where the reset comes after the product, otherwise 3
+    row_meetings       of the blocks that share a row, in the whole launch; 0 where a row has one block
+    """
+
+    reason: str | None
+    row_groups: int
+    team: int
+    threads: int
+    rows: int
+    tiles: int
+    candidate_tiles: int
+    splits: int
+    weight_bytes: int
+    shared_bytes: int
+    workspace_bytes: int
+    barriers_per_step: int
+    barriers: int
+    row_meetings: int
+
+    @property
+    def blocks(self) -> int:
+        return self.row_groups * self.team
+
+
 # From NVIDIA's tables of technical specifications by compute capability and the GPUs' numbers of SMs.
 GPUS = {
     "A100": DeviceLimits(8, 0, 108, 164 * KB, 163 * KB, 65536, 2048),
@@ -90,8 +124,29 @@ def plan_gru_scan(
     Raises ``ValueError`` for a size or limit that is not positive and a dtype that no GPU kernel has;
     ``RuntimeError`` where the C++ extension was not built.
     """
-    extension = native.extension()
-    if extension is None:
+    return Plan(**_extension().plan_gru_scan(backward, _name(dtype), reset_after, B, T, H, asdict(device)))
+
+
+def plan_decoder_scan(
+    dtype: torch.dtype,
+    device: DeviceLimits,
+    *,
+    B: int,
+    T: int,
+    S: int,
+    H: int,
+    A: int,
+    reset_after: bool = True,
+) -> DecoderPlan:
+    """The plan for ``decoder_scan`` with weights, keys and memory in ``dtype``. Raises as ``plan_gru_scan``."""
+    return DecoderPlan(**_extension().plan_decoder_scan(_name(dtype), reset_after, B, T, S, H, A, asdict(device)))
+
+
+def _extension() -> ModuleType:
+    if (extension := native.extension()) is None:
         raise RuntimeError(f"the planner is compiled: {native.why_missing()}")
-    name = str(dtype).removeprefix("torch.")
-    return Plan(**extension.plan_gru_scan(backward, name, reset_after, B, T, H, asdict(device)))
+    return extension
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

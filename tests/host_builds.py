@@ -6,6 +6,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 ROOT = Path(__file__).resolve().parent.parent
 COMPILER = shutil.which("g++")
 
@@ -28,3 +31,11 @@ class HostBuilds:
             command = ["g++", "-std=c++20", "-O1", "-Wall", "-Wextra", "-pthread", *FLAGS[name]]
             subprocess.run([*command, "-I", ROOT / "csrc" / "cuda", self.source, "-o", out], check=True)
         return out
+
+
+def results(run: subprocess.CompletedProcess[bytes], *shapes: tuple[int, ...]) -> list[Tensor]:
+    """What a program that ended well wrote."""
+    assert run.returncode == 0, run.stderr.decode()
+    flat = torch.frombuffer(bytearray(run.stdout), dtype=torch.float32).double()
+    parts = flat.split([torch.Size(shape).numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from host_builds import COMPILER, HostBuilds
+from host_builds import COMPILER, HostBuilds, results
 from tolerances import HOST_KERNELS
 from torch import Tensor
 
@@ -111,13 +111,6 @@ class Values:
             *(self.grad_states, self.input_gates, self.state, self.mask, self.weight, self.lengths, states, gates),
             *(case.reverse, case.reset_after),
         )
-
-
-def results(run: subprocess.CompletedProcess[bytes], *shapes: tuple[int, ...]) -> list[Tensor]:
-    assert run.returncode == 0, run.stderr.decode()
-    flat = torch.frombuffer(bytearray(run.stdout), dtype=torch.float32).double()
-    parts = flat.split([torch.Size(shape).numel() for shape in shapes])
-    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 CASES = [Case(dtype, reset_after, reverse=reset_after) for dtype in DTYPES for reset_after in (True, False)] + [

@@ -91,7 +91,7 @@ def test_shared_memory_is_planned_as_the_kernels_lay_it_out(tmp_path: Path) -> N
     tests = Path(__file__).parent
     cuda = tests.parent / "csrc" / "cuda"
     program = tmp_path / "planner_layout"
-    sources = [tests / "cuda_host" / "planner_layout.cpp", cuda / "planner" / "planner.cpp"]
+    sources = [tests / "cuda_host" / "planner_layout.cpp", *sorted((cuda / "planner").glob("*.cpp"))]
     subprocess.run(["g++", "-std=c++20", "-pthread", f"-I{cuda}", *sources, "-o", program], check=True)
     ran = subprocess.run([program], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout

@@ -57,24 +57,27 @@ rnnsearch::cuda::Storage storage_of(const std::string& name) {
   throw std::invalid_argument("`dtype` must be float32, bfloat16 or float16; got " + name);
 }
 
-py::dict plan_gru_scan(bool backward, const std::string& dtype, bool reset_after, int64_t B, int64_t T, int64_t H,
-                       const std::map<std::string, int64_t>& limits) {
+using Limits = std::map<std::string, int64_t>;
+
+rnnsearch::cuda::DeviceLimits device_limits(const Limits& limits) {
   const auto limit = [&](const char* name) { return limits.at(name); };
-  const rnnsearch::cuda::DeviceLimits device{static_cast<int>(limit("major")),
-                                             static_cast<int>(limit("minor")),
-                                             static_cast<int>(limit("processors")),
-                                             limit("shared_per_sm"),
-                                             limit("shared_per_block"),
-                                             static_cast<int>(limit("registers_per_sm")),
-                                             static_cast<int>(limit("threads_per_sm"))};
-  const auto plan = rnnsearch::cuda::plan_gru_scan({backward, storage_of(dtype), reset_after, B, T, H}, device);
+  return {static_cast<int>(limit("major")),
+          static_cast<int>(limit("minor")),
+          static_cast<int>(limit("processors")),
+          limit("shared_per_sm"),
+          limit("shared_per_block"),
+          static_cast<int>(limit("registers_per_sm")),
+          static_cast<int>(limit("threads_per_sm"))};
+}
+
+// What every plan says.
+template <typename Plan>
+py::dict described(const Plan& plan) {
   py::dict result;
   result["reason"] = plan.reason.empty() ? py::object(py::none()) : py::object(py::str(plan.reason));
   result["row_groups"] = plan.row_groups;
-  result["unit_groups"] = plan.unit_groups;
   result["threads"] = plan.threads;
   result["rows"] = plan.rows;
-  result["units"] = plan.units;
   result["weight_bytes"] = plan.weight_bytes;
   result["shared_bytes"] = plan.shared_bytes;
   result["workspace_bytes"] = plan.workspace_bytes;
@@ -82,6 +85,30 @@ py::dict plan_gru_scan(bool backward, const std::string& dtype, bool reset_after
   result["barriers"] = plan.barriers;
   return result;
 }
+
+py::dict plan_gru_scan(bool backward, const std::string& dtype, bool reset_after, int64_t B, int64_t T, int64_t H,
+                       const Limits& limits) {
+  const auto plan =
+      rnnsearch::cuda::plan_gru_scan({backward, storage_of(dtype), reset_after, B, T, H}, device_limits(limits));
+  py::dict result = described(plan);
+  result["unit_groups"] = plan.unit_groups;
+  result["units"] = plan.units;
+  return result;
+}
+
+py::dict plan_decoder_scan(const std::string& dtype, bool reset_after, int64_t B, int64_t T, int64_t S, int64_t H,
+                           int64_t A, const Limits& limits) {
+  const auto plan =
+      rnnsearch::cuda::plan_decoder_scan({storage_of(dtype), reset_after, B, T, S, H, A}, device_limits(limits));
+  py::dict result = described(plan);
+  result["team"] = plan.team;
+  result["tiles"] = plan.tiles;
+  result["candidate_tiles"] = plan.candidate_tiles;
+  result["splits"] = plan.splits;
+  result["row_meetings"] = plan.row_meetings;
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -91,6 +118,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("decoder_scan_forms", &decoder_scan_forms, py::arg("dtype"), py::arg("source_length"), py::arg("target_length"),
         py::arg("memory_size"), "Whether decoder_scan and its backward pass sum contexts or memory_gates.");
   m.def("plan_gru_scan", &plan_gru_scan, "How a scan lies on a GPU; rnnsearch_kernels.planning documents it.");
+  m.def("plan_decoder_scan", &plan_decoder_scan, "The same of decoder_scan.");
   m.def("isas", &rnnsearch::available_isas, "The compiled instruction sets that this machine has, the best last.");
   m.def("isa", [] { return std::string(rnnsearch::active_isa().name); }, "The instruction set in use.");
   m.def("select_isa", &rnnsearch::select_isa, py::arg("name"), "Use another one; ValueError where it cannot be.");

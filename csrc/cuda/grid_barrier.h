@@ -18,6 +18,19 @@ struct Stopped {
   static int phase(uint32_t stopped) { return static_cast<int>((stopped - 1) % kPhases); }
 };
 
+// One thread of a block: until `count` have come or someone gave up. What `stopped` holds then is for the whole block.
+RNNSEARCH_DEVICE void poll_until(const uint32_t* arrived, uint32_t count, uint32_t* stopped, uint32_t spin_limit,
+                                 uint32_t place) {
+  uint32_t polls = 0;
+  while (load_acquire(arrived) < count && load_acquire(stopped) == 0) {
+    if (++polls >= spin_limit) {
+      exchange_if_zero(stopped, place);
+    } else {
+      pause();
+    }
+  }
+}
+
 struct GridBarrier {
   uint32_t* arrived;    // the team's counter
   uint32_t* stopped;    // one for the launch
@@ -32,14 +45,7 @@ struct GridBarrier {
     epoch += team;
     if (thread_index() == 0) {
       add_release(arrived, 1);
-      uint32_t polls = 0;
-      while (load_acquire(arrived) < epoch && load_acquire(stopped) == 0) {
-        if (++polls >= spin_limit) {
-          exchange_if_zero(stopped, Stopped::place(step, phase));
-        } else {
-          pause();
-        }
-      }
+      poll_until(arrived, epoch, stopped, spin_limit, Stopped::place(step, phase));
       *verdict = load_acquire(stopped);
     }
     block_barrier();

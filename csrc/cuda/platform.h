@@ -1,6 +1,7 @@
 // What a kernel may use of the machine. The same kernel sources compile with nvcc for a GPU and with a host compiler
 // for tests: they know only these names, and every difference between the two lives in the header chosen here.
 //
+//   RNNSEARCH_KERNEL  RNNSEARCH_KERNEL_OF(threads)                a kernel; of so many threads a block at the most
 //   thread_index() thread_count() block_index() block_count()    the launch, one dimension each; 32 threads a warp
 //   shared_memory()                                               the block's shared memory, 16-byte aligned
 //   block_barrier()                                               __syncthreads

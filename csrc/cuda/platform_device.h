@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #define RNNSEARCH_KERNEL __global__
+#define RNNSEARCH_KERNEL_OF(threads) __global__ __launch_bounds__(threads)
 #define RNNSEARCH_DEVICE __device__ __forceinline__
 #define RNNSEARCH_BOTH __host__ __device__ inline
 #define RNNSEARCH_PRAGMA(text) _Pragma(#text)

@@ -17,6 +17,7 @@
 #include <vector>
 
 #define RNNSEARCH_KERNEL
+#define RNNSEARCH_KERNEL_OF(threads)
 #define RNNSEARCH_DEVICE inline
 #define RNNSEARCH_BOTH inline
 #define RNNSEARCH_UNROLL(times)

@@ -1,12 +1,8 @@
 // gru_scan, forward and backward, as the GPU's kernels run on the host: sizes and tensors in at standard input, results
 // out at standard output, both raw. test_cuda_host.py writes and reads it. Buffers start as NaN and are exactly as
 // large as promised, so that an unwritten element or a step too far shows.
-#include <cstdio>
-#include <cstdlib>
-#include <limits>
-#include <vector>
-
 #include "launch_gru.h"
+#include "raw_io.h"
 
 using namespace rnnsearch::cuda;
 
@@ -16,44 +12,6 @@ struct Header {
   int32_t storage, backward, B, T, H, rows, units, threads, reverse, reset_after, bias, lengths, mask, input_storage,
       seed, spin_limit, missing_blocks, skipped_block_barrier, relaxed_atomics;
 };
-
-void check(bool good, const char* what) {
-  if (!good) {
-    std::fprintf(stderr, "%s\n", what);
-    std::exit(2);
-  }
-}
-
-template <typename T>
-std::vector<T> read(size_t count) {
-  std::vector<T> values(count);
-  check(std::fread(values.data(), sizeof(T), count, stdin) == count, "the input ends early");
-  return values;
-}
-
-template <typename T>
-std::vector<T> read_as(size_t count) {
-  std::vector<T> values;
-  for (float value : read<float>(count)) values.push_back(from_float<T>(value));
-  return values;
-}
-
-template <typename T>
-void write(const std::vector<T>& values) {
-  std::vector<float> floats;
-  for (T value : values) floats.push_back(to_float(value));
-  std::fwrite(floats.data(), sizeof(float), floats.size(), stdout);
-}
-
-template <typename T>
-std::vector<T> poisoned(size_t count) {
-  return std::vector<T>(count, from_float<T>(std::numeric_limits<float>::quiet_NaN()));
-}
-
-template <typename T>
-const T* or_null(const std::vector<T>& values) {
-  return values.empty() ? nullptr : values.data();
-}
 
 #ifdef FOR_SANITIZER  // bfloat16 and 8 units alone: what is not there need not be compiled
 const char* launch(const GruScanArguments<bfloat16>& a, int threads, Stream stream) {
@@ -95,25 +53,18 @@ int run(const Header& h) {
   std::vector<uint32_t> barriers(shape.row_groups + 1, 0);
   const bool input_is_storage = h.input_storage != 0;
   const Stream stream{static_cast<unsigned>(h.seed), h.skipped_block_barrier, h.relaxed_atomics != 0};
-  // A team that waits for a block which is not there: the barrier must end it.
-  const auto launched = [&](const char* error) {
-    check(error == nullptr, error ? error : "");
-    const uint32_t stopped = barriers.back();
-    if (stopped)
-      std::fprintf(stderr, "stopped at step %d, phase %d\n", Stopped::step(stopped), Stopped::phase(stopped));
-    return stopped ? 3 : 0;
-  };
   if (!h.backward) {
     const auto bias = read_as<Storage>(h.bias ? size_t(3) * h.H : 0);
     const auto input = read_as<Input>(cells * 3 * h.H);
     auto states = poisoned<float>(cells * h.H), gates = poisoned<float>(cells * 4 * h.H);
     auto exchange = poisoned<Storage>(size_t(3) * h.B * padded_depth(h.H));
+    // A team that waits for a block which is not there: the barrier must end it.
     if (h.missing_blocks) barriers[0] = static_cast<uint32_t>(-h.missing_blocks);
     const GruScanArguments<Storage> arguments{shape,           input.data(),    input_is_storage,
                                               state.data(),    weight.data(),   or_null(bias),
                                               or_null(mask),   states.data(),   gates.data(),
                                               exchange.data(), barriers.data(), static_cast<uint32_t>(h.spin_limit)};
-    const int status = launched(launch(arguments, h.threads, stream));
+    const int status = status_of(launch(arguments, h.threads, stream), barriers.back());
     write(states);
     write(gates);
     return status;
@@ -137,7 +88,7 @@ int run(const Header& h) {
                                                     exchange.data(),
                                                     barriers.data(),
                                                     static_cast<uint32_t>(h.spin_limit)};
-  const int status = launched(launch(arguments, h.threads, stream));
+  const int status = status_of(launch(arguments, h.threads, stream), barriers.back());
   write(grad_input);
   write(grad_hidden);
   write(grad_state);

@@ -2,6 +2,7 @@
 // plans it compared.
 #include <cstdio>
 
+#include "kernels/decoder_scan.h"
 #include "kernels/gru_scan.h"
 #include "kernels/gru_scan_backward.h"
 #include "planner/planner.h"
@@ -10,13 +11,13 @@ using namespace rnnsearch::cuda;
 
 namespace {
 
+const DeviceLimits kDevice{9, 0, 132, 228 * 1024, 227 * 1024, 65536, 2048};
 int compared = 0, wrong = 0;
 
 template <typename T>
 void compare(Storage storage, int B, int H) {
-  const DeviceLimits device{9, 0, 132, 228 * 1024, 227 * 1024, 65536, 2048};
   for (const bool backward : {false, true}) {
-    const Plan plan = plan_gru_scan({backward, storage, true, B, 7, H}, device);
+    const Plan plan = plan_gru_scan({backward, storage, true, B, 7, H}, kDevice);
     if (!plan.reason.empty()) continue;
     GruShape shape{};
     shape.B = B;
@@ -29,10 +30,40 @@ void compare(Storage storage, int B, int H) {
     const size_t bytes =
         backward ? GruScanBackwardShared<T>(shape, plan.threads).bytes : GruScanShared<T>(shape, plan.threads).bytes;
     ++compared;
-    if (bytes == static_cast<size_t>(plan.shared_bytes) && shape.blocks() <= device.processors) continue;
+    if (bytes == static_cast<size_t>(plan.shared_bytes) && shape.blocks() <= kDevice.processors) continue;
     ++wrong;
     std::printf("backward %d, %d bytes a value, B %d, H %d: planned %lld, laid out %zu\n", backward, int(sizeof(T)), B,
                 H, static_cast<long long>(plan.shared_bytes), bytes);
+  }
+}
+
+template <typename T>
+void compare_decoder(Storage storage, int B, int S, int H, int A) {
+  for (const bool reset_after : {false, true}) {
+    const DecoderPlan plan = plan_decoder_scan({storage, reset_after, B, 7, S, H, A}, kDevice);
+    if (!plan.reason.empty()) continue;
+    DecoderShape shape{};
+    shape.B = B;
+    shape.T = 7;
+    shape.S = S;
+    shape.H = H;
+    shape.A = A;
+    shape.rows = static_cast<int>(plan.rows);
+    shape.row_groups = plan.row_groups;
+    shape.team = plan.team;
+    shape.tiles = plan.tiles;
+    shape.candidate_tiles = plan.candidate_tiles;
+    shape.splits = plan.splits;
+    shape.reset_after = reset_after;
+    const size_t bytes = DecoderScanShared<T>(shape, plan.threads).bytes;
+    ++compared;
+    if (bytes == static_cast<size_t>(plan.shared_bytes) && shape.blocks() <= kDevice.processors &&
+        plan.threads <= kDecoderThreads) {
+      continue;
+    }
+    ++wrong;
+    std::printf("decoder, %d bytes a value, B %d, S %d, H %d, A %d: planned %lld, laid out %zu\n", int(sizeof(T)), B, S,
+                H, A, static_cast<long long>(plan.shared_bytes), bytes);
   }
 }
 
@@ -46,6 +77,15 @@ int main() {
       compare<float16>(Storage::float16, B, H);
     }
   }
+  for (const int B : {1, 17, 80}) {
+    for (const int S : {1, 50, 1500}) {
+      for (const int H : {1, 17, 512, 1000}) {
+        compare_decoder<float>(Storage::float32, B, S, H, 512);
+        compare_decoder<bfloat16>(Storage::bfloat16, B, S, H, 1000);
+        compare_decoder<float16>(Storage::float16, B, S, H, 7);
+      }
+    }
+  }
   std::printf("%d plans\n", compared);
-  return wrong == 0 && compared > 100 ? 0 : 1;
+  return wrong == 0 && compared > 400 ? 0 : 1;
 }

@@ -1,9 +1,10 @@
-// products[warp][row][column] = Σ_k left[row][k] weights[column][k], the k of one warp
+// products[part][row][column] = Σ_k left[row][k] weights[column][k], the k of one part
 //
 // The recurrent product of a block: a few rows of `left`, which other blocks wrote, times the columns that the block
-// keeps in shared memory for the whole sequence. The warps share out k; what reads the result adds up their parts in
-// the order of the warps, so a row's sum depends on the row alone. Within 16 values of k a lane takes four that lie
-// together (for both operands the same four), so that a load is 8 bytes and a sector of 32 is read once.
+// keeps in shared memory for the whole sequence. The warps share out k in `parts`, and the rows where there are more
+// warps than parts; what reads the result adds up the parts in their order, so a row's sum depends on the row alone.
+// Within 16 values of k a lane takes four that lie together (for both operands the same four), so that a load is 8
+// bytes and a sector of 32 is read once.
 #pragma once
 
 #include "../platform.h"
@@ -23,7 +24,7 @@ RNNSEARCH_BOTH constexpr int column_stride(int depth) {
 
 template <int TILES>
 RNNSEARCH_DEVICE void multiply(float (&sums)[TILES][4], const float* upper, const float* lower, const float* weights,
-                               int stride) {
+                               int stride, int tiles) {
   const int pair = 2 * (thread_index() % 4);
   RNNSEARCH_UNROLL()
   for (int k = 0; k < kDepth; k += 4) {
@@ -32,6 +33,7 @@ RNNSEARCH_DEVICE void multiply(float (&sums)[TILES][4], const float* upper, cons
     const Floats4 b = lower ? load_fresh(reinterpret_cast<const Floats4*>(lower + k)) : none;
     RNNSEARCH_UNROLL()
     for (int tile = 0; tile < TILES; ++tile) {
+      if (tile >= tiles) continue;
       RNNSEARCH_UNROLL()
       for (int i = 0; i < 2; ++i) {
         const Floats4 w =
@@ -45,7 +47,7 @@ RNNSEARCH_DEVICE void multiply(float (&sums)[TILES][4], const float* upper, cons
 
 template <int TILES, typename Storage>
 RNNSEARCH_DEVICE void multiply(float (&sums)[TILES][4], const Storage* upper, const Storage* lower,
-                               const Storage* weights, int stride) {
+                               const Storage* weights, int stride, int tiles) {
   const int lane = thread_index() % 32, first = 4 * (lane % 4);
   const Words2 none{0, 0};
   const Words2 a = upper ? load_fresh(reinterpret_cast<const Words2*>(upper + first)) : none;
@@ -53,6 +55,7 @@ RNNSEARCH_DEVICE void multiply(float (&sums)[TILES][4], const Storage* upper, co
   const uint32_t left[4] = {a.x, b.x, a.y, b.y};
   RNNSEARCH_UNROLL()
   for (int tile = 0; tile < TILES; ++tile) {
+    if (tile >= tiles) continue;
     const Words2 w =
         load_shared(reinterpret_cast<const Words2*>(weights + size_t(8 * tile + lane / 4) * stride + first));
     const uint32_t right[2] = {w.x, w.y};
@@ -60,23 +63,35 @@ RNNSEARCH_DEVICE void multiply(float (&sums)[TILES][4], const Storage* upper, co
   }
 }
 
+// How many parts of k: as many as leave a warp to every 16 rows.
+RNNSEARCH_BOTH int product_parts(int rows, int threads) {
+  const int parts = threads / 32 / ((rows + 15) / 16);
+  return parts > 0 ? parts : 1;
+}
+
 // `depth` is a multiple of 16; what pads it is zero on both sides. `products` points at the first column wanted of
-// the first warp's first row; rows lie `columns` apart and warps `rows * columns`.
+// the first part's first row; rows lie `columns` apart and parts `rows * columns`. Of TILES times 8 columns the first
+// `tiles` times 8 are wanted.
 template <int TILES, typename Storage>
 RNNSEARCH_DEVICE void row_products(const Storage* left, int left_stride, int rows, int depth, const Storage* weights,
-                                   int stride, float* products, int columns) {
-  const int warp = thread_index() / 32, warps = thread_count() / 32, lane = thread_index() % 32;
-  products += size_t(warp) * rows * columns;
-  for (int row = 0; row < rows; row += 16) {
+                                   int stride, float* products, int columns, int tiles = TILES,
+                                   int parts = thread_count() / 32) {
+  const int warp = thread_index() / 32, part = warp % parts, lane = thread_index() % 32;
+  const int sharing = thread_count() / 32 / parts;  // warps that share out the rows
+  if (warp >= sharing * parts) return;
+  products += size_t(part) * rows * columns;
+  for (int row = warp / parts * 16; row < rows; row += sharing * 16) {
     const int upper = row + lane / 4, lower = upper + 8;
     float sums[TILES][4] = {};
-    RNNSEARCH_UNROLL(2)
-    for (int k = kDepth * warp; k < depth; k += kDepth * warps) {
+    constexpr int kAhead = sizeof(Storage) == 4 ? 1 : 2;  // a float's k are four loads of their own
+    RNNSEARCH_UNROLL(kAhead)
+    for (int k = kDepth * part; k < depth; k += kDepth * parts) {
       multiply<TILES>(sums, upper < rows ? left + size_t(upper) * left_stride + k : nullptr,
-                      lower < rows ? left + size_t(lower) * left_stride + k : nullptr, weights + k, stride);
+                      lower < rows ? left + size_t(lower) * left_stride + k : nullptr, weights + k, stride, tiles);
     }
     RNNSEARCH_UNROLL()
     for (int tile = 0; tile < TILES; ++tile) {
+      if (tile >= tiles) continue;
       RNNSEARCH_UNROLL()
       for (int i = 0; i < 4; ++i) {
         const int to = i < 2 ? upper : lower;
@@ -86,12 +101,11 @@ RNNSEARCH_DEVICE void row_products(const Storage* left, int left_stride, int row
   }
 }
 
-// The sum over the warps of one entry.
-RNNSEARCH_DEVICE float product_at(const float* products, int rows, int columns, int row, int column) {
+// The sum over the parts of one entry.
+RNNSEARCH_DEVICE float product_at(const float* products, int rows, int columns, int row, int column,
+                                  int parts = thread_count() / 32) {
   float sum = 0;
-  for (int warp = 0; warp < thread_count() / 32; ++warp) {
-    sum += products[(size_t(warp) * rows + row) * columns + column];
-  }
+  for (int part = 0; part < parts; ++part) sum += products[(size_t(part) * rows + row) * columns + column];
   return sum;
 }
 

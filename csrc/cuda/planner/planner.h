@@ -47,4 +47,30 @@ struct Plan {
 // Throws std::invalid_argument where a size or a limit is not positive, or the sizes are beyond any memory.
 Plan plan_gru_scan(const Problem& problem, const DeviceLimits& device);
 
+// decoder_scan: a block of a team holds up to `tiles` times 8 columns of [query_weight ; hidden_weight], those of the
+// candidate apart where the reset comes before its product, and attends for its share of the team's rows, each row's
+// source in `splits` parts. Chosen by the bytes that a block reads in a step: of the state, of the weights, of its
+// rows' keys and memory_gates.
+struct DecoderProblem {
+  Storage storage;
+  bool reset_after;
+  int64_t B, T, S, H, A;
+};
+
+struct DecoderPlan {
+  std::string reason;
+  int row_groups = 0, team = 0, threads = 0;
+  int64_t rows = 0;
+  int tiles = 0, candidate_tiles = 0, splits = 0;
+  int64_t weight_bytes = 0;
+  int64_t shared_bytes = 0;     // weights, score_weight, and the warps' sums or what the attention needs
+  int64_t workspace_bytes = 0;  // memory_gates among them
+  int barriers_per_step = 0;    // 2 where the reset comes after the product, otherwise 3
+  int64_t barriers = 0;         // of a team
+  int64_t row_meetings = 0;     // of the blocks that share a row
+};
+
+// Throws as plan_gru_scan.
+DecoderPlan plan_decoder_scan(const DecoderProblem& problem, const DeviceLimits& device);
+
 }  // namespace rnnsearch::cuda

@@ -1,0 +1,111 @@
+#include "common.h"
+#include "planner.h"
+
+namespace rnnsearch::cuda {
+namespace {
+
+constexpr int64_t kThreads = 384;
+constexpr int64_t kRegisters = 168;  // what the kernel's launch bounds leave a thread
+constexpr int64_t kWarps = kThreads / 32;
+constexpr int64_t kColumns = 8;  // of a tile
+// A meeting of a row's blocks, in bytes that a block could have read meanwhile: about a microsecond. An estimate.
+constexpr int64_t kMeeting = 64 * 1024;
+
+int64_t most_tiles(Storage storage) { return storage == Storage::float32 ? 6 : 8; }
+int64_t four(int64_t size) { return round_up(size, 4); }
+
+int64_t through(const DecoderProblem& p) { return p.A + (p.reset_after ? 3 : 2) * p.H; }
+
+// The plan for so many teams and splits, whether or not there are blocks and memory for it; `most` blocks a team.
+DecoderPlan lay(const DecoderProblem& p, int64_t row_groups, int64_t splits, int64_t most) {
+  const int64_t size = bytes_of(p.storage), depth = round_up(p.H, kMmaDepth);
+  DecoderPlan plan;
+  plan.threads = static_cast<int>(kThreads);
+  plan.rows = parts(p.B, row_groups);
+  plan.row_groups = static_cast<int>(parts(p.B, plan.rows));
+  const int64_t columns = parts(through(p), kColumns), candidates = p.reset_after ? 0 : parts(p.H, kColumns);
+  const int64_t tiles = parts(columns, most), candidate_tiles = parts(candidates, most);
+  plan.tiles = static_cast<int>(tiles);
+  plan.candidate_tiles = static_cast<int>(candidate_tiles);
+  plan.splits = static_cast<int>(splits);
+  // As many blocks as have columns, or a part of a row.
+  int64_t team = std::max(parts(columns, tiles), plan.rows * splits);
+  if (candidate_tiles > 0) team = std::max(team, parts(candidates, candidate_tiles));
+  plan.team = static_cast<int>(std::min(team, most));
+
+  plan.weight_bytes = kColumns * (tiles + candidate_tiles) * stride_of(depth, p.storage) * size;
+  const int64_t product_parts = std::max<int64_t>(1, kWarps / parts(plan.rows, kMmaRows));
+  const int64_t products = product_parts * plan.rows * kColumns * std::max(tiles, candidate_tiles) * 4;
+  const int64_t width = four(3 * p.H), lanes = std::max<int64_t>(1, kThreads / (width / 4));
+  const int64_t attention = 4 * (four(p.A) + 2 * four(parts(p.S, splits)) + four(splits) + lanes * width);
+  plan.shared_bytes = plan.weight_bytes + 4 * four(p.A) + std::max(products, attention) + 4;
+
+  const int64_t partial = splits > 1 ? p.B * splits * (width + 4) * 4 : 0;
+  const int64_t words = plan.row_groups + 1 + (splits > 1 ? p.B : 0);
+  plan.workspace_bytes =
+      2 * p.B * depth * size + p.B * (p.A + 3 * p.H) * 4 + partial + words * 4 + p.B * p.S * 3 * p.H * size;
+  plan.barriers_per_step = p.reset_after ? 2 : 3;
+  plan.barriers = plan.barriers_per_step * p.T;
+  plan.row_meetings = splits > 1 ? p.T : 0;
+  return plan;
+}
+
+// What a block reads in a step: the state's rows from outside, its weights once for every 16 of them from shared
+// memory, which is about twice as fast, and keys and memory_gates of its parts of rows; what it merges where rows are
+// split.
+int64_t cost(const DecoderProblem& p, const DecoderPlan& plan) {
+  const int64_t size = bytes_of(p.storage);
+  const int64_t state = plan.rows * p.H * size, weights = parts(plan.rows, kMmaRows) * plan.weight_bytes / 2;
+  const int64_t items = parts(plan.rows * plan.splits, plan.team);
+  const int64_t attention = items * parts(p.S, plan.splits) * (p.A + 3 * p.H) * size;
+  const int64_t merge = plan.splits > 1 ? items * 2 * 3 * p.H * 4 + kMeeting : 0;
+  return state + weights + attention + merge;
+}
+
+}  // namespace
+
+DecoderPlan plan_decoder_scan(const DecoderProblem& p, const DeviceLimits& device) {
+  check(p.B, "B");
+  check(p.T, "T");
+  check(p.S, "S");
+  check(p.H, "H");
+  check(p.A, "A");
+  // An upper bound of every tensor and of all that lay() adds up, in floating point: the product may not fit.
+  if (double(p.B) * double(p.T + p.S) * double(4 * p.H + p.A + p.S) * 64 > 9e18) {
+    throw std::invalid_argument("B, T, S, H and A are more than memory has addresses for; got " + std::to_string(p.B) +
+                                ", " + std::to_string(p.T) + ", " + std::to_string(p.S) + ", " + std::to_string(p.H) +
+                                " and " + std::to_string(p.A));
+  }
+  const std::string unfit = why_unfit(device, kThreads, kRegisters);
+  if (!unfit.empty()) return no_plan<DecoderPlan>(unfit);
+  const int64_t room = shared_room(device), tiles = most_tiles(p.storage);
+  DecoderPlan best, nearest;  // the one that needs the least memory, of those whose tiles a block can hold
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (int64_t row_groups = 1; row_groups <= std::min<int64_t>(p.B, device.processors); ++row_groups) {
+    const int64_t most = device.processors / row_groups;
+    for (int64_t splits = 1; splits <= std::min(p.S, most); ++splits) {
+      const DecoderPlan plan = lay(p, row_groups, splits, most);
+      if (std::max(plan.tiles, plan.candidate_tiles) > tiles) break;
+      if (nearest.team == 0 || plan.shared_bytes < nearest.shared_bytes) nearest = plan;
+      if (plan.shared_bytes > room) continue;
+      const int64_t costs = cost(p, plan);
+      if (costs > least || (costs == least && plan.team >= best.team)) continue;
+      best = plan;
+      least = costs;
+    }
+  }
+  if (nearest.team == 0) {
+    return no_plan<DecoderPlan>("the product with the state has " + std::to_string(through(p)) + " columns, and " +
+                                std::to_string(device.processors) + " blocks take up to " +
+                                std::to_string(kColumns * tiles) + " each");
+  }
+  if (best.team == 0) {
+    return no_plan<DecoderPlan>("a block of " + std::to_string(kColumns * (nearest.tiles + nearest.candidate_tiles)) +
+                                " columns needs " + std::to_string(nearest.shared_bytes) +
+                                " bytes of shared memory, and has " + std::to_string(room));
+  }
+  const std::string uncounted = why_uncounted(p.T, best.barriers, best.team);
+  return uncounted.empty() ? best : no_plan<DecoderPlan>(uncounted);
+}
+
+}  // namespace rnnsearch::cuda

@@ -1,0 +1,199 @@
+"""The persistent decoder_scan without a GPU, as test_cuda_host.py has the GRU's: values against the reference in
+float64, the same runs under the sanitizers, and barriers that are broken to see that it shows."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from host_builds import COMPILER, HostBuilds, results
+from tolerances import HOST_KERNELS
+from torch import Tensor
+
+from rnnsearch_kernels.reference import decoder
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> HostBuilds:
+    return HostBuilds("decoder_scan_host.cpp", tmp_path_factory.mktemp("cuda_decoder"))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    B: int = 3
+    T: int = 3
+    S: int = 5
+    H: int = 10
+    A: int = 13
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How the sizes lie on the blocks: ``rows`` of the batch and ``team`` blocks a team, ``splits`` of a source. A
+    block has as many tiles of columns as the product needs with so many blocks."""
+
+    rows: int = 2
+    team: int = 2
+    splits: int = 1
+    threads: int = 64
+
+
+@dataclass(frozen=True)
+class Broken:
+    seed: int = 0
+    spin_limit: int = 1 << 30
+    missing_blocks: int = 0
+    missing_parts: int = 0
+    skipped_block_barrier: int = 0
+    relaxed_atomics: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    dtype: torch.dtype = torch.bfloat16
+    reset_after: bool = True
+    sizes: Sizes = Sizes()
+    launch: Launch = Launch()
+    plain: bool = False  # no bias, lengths, padding or mask; input in float32
+    broken: Broken = Broken()
+
+
+def tiles(columns: int, team: int) -> int:
+    return -(-columns // (8 * team))
+
+
+class Values:
+    """Inputs drawn for a case, rounded to what the kernel is given and held in float64, and runs on them."""
+
+    def __init__(self, case: Case) -> None:
+        generator = torch.Generator().manual_seed(1)
+        B, T, S, H, A = astuple(case.sizes)
+        M = 4
+
+        def draw(*shape: int, dtype: torch.dtype = case.dtype, scale: float = 1) -> Tensor:
+            return (torch.randn(shape, generator=generator) * scale).to(dtype).double()
+
+        self.case, full = case, not case.plain
+        self.input_gates = draw(B, T, 3 * H, dtype=case.dtype if full else torch.float32)
+        self.state = draw(B, H, dtype=torch.float32).tanh().float().double()
+        self.state_mask = (draw(B, H) > 0).double() * 2 if full else None
+        self.keys, self.score_weight = draw(B, S, A), draw(A)
+        self.query_weight, self.query_bias = draw(A, H, scale=H**-0.5), draw(A) if full else None
+        self.hidden_weight, self.hidden_bias = draw(3 * H, H, scale=H**-0.5), draw(3 * H) if full else None
+        # In eighths, so that memory_gates, which the caller computes, are exact in every dtype.
+        self.memory = torch.randint(-8, 9, (B, S, M), generator=generator).double() / 8
+        self.context_weight = torch.randint(-1, 2, (3 * H, M), generator=generator).double()
+        self.memory_gates = self.memory @ self.context_weight.t()
+        self.input_lengths = torch.arange(B) % (T + 1) if full else None
+        self.padding: Tensor | None = None
+        if full:  # what is padded or past the end may be NaN
+            self.padding = torch.arange(S) >= torch.arange(B).sub(1).clamp(min=0)[:, None] * 2
+            for values in (self.keys, self.memory, self.memory_gates):
+                values[self.padding] = torch.nan
+            self.input_gates[torch.arange(T) >= self.input_lengths[:, None]] = torch.nan
+
+    def run(self, program: Path) -> subprocess.CompletedProcess[bytes]:
+        case, full = self.case, not self.case.plain
+        sizes, launch = case.sizes, case.launch
+        through = sizes.A + (3 if case.reset_after else 2) * sizes.H
+        numbers = (
+            *(DTYPES.index(case.dtype), *astuple(sizes), launch.rows, launch.team, tiles(through, launch.team)),
+            *(0 if case.reset_after else tiles(sizes.H, launch.team), launch.splits, launch.threads, case.reset_after),
+            *(full, full, full, full, full, *astuple(case.broken)),
+        )
+        data = struct.pack(f"{len(numbers)}i", *map(int, numbers))
+        if full:
+            assert self.input_lengths is not None and self.padding is not None
+            data += self.input_lengths.numpy().tobytes() + self.padding.numpy().tobytes()
+        tensors = (
+            *(self.state, self.state_mask, self.keys, self.memory_gates, self.score_weight, self.query_weight),
+            *(self.query_bias, self.hidden_weight, self.hidden_bias, self.input_gates),
+        )
+        data += b"".join(t.float().contiguous().numpy().tobytes() for t in tensors if t is not None)
+        return subprocess.run([program], input=data, capture_output=True, timeout=300)
+
+    def truth(self) -> tuple[Tensor, Tensor, Tensor]:
+        states, _, attn_weights, gates = decoder.decoder_scan(
+            *(self.input_gates, self.state, self.state_mask, self.keys, self.memory, self.score_weight),
+            *(self.query_weight, self.query_bias, self.context_weight, self.hidden_weight, self.hidden_bias),
+            *(self.padding, self.input_lengths, self.case.reset_after),
+        )
+        return states, attn_weights, gates
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        sizes = self.case.sizes
+        return [(sizes.B, sizes.T, size) for size in (sizes.H, sizes.S, 4 * sizes.H)]
+
+
+BOTH = (True, False)
+CASES = [
+    *(Case(dtype, reset_after) for dtype in DTYPES for reset_after in BOTH),
+    # A source in parts: one that is all padding, blocks with several parts, a team with more blocks than parts.
+    *(Case(torch.float32, after, launch=Launch(rows=3, team=team, splits=3)) for after in BOTH for team in (3, 12)),
+    Case(torch.float32, sizes=Sizes(S=1), launch=Launch(threads=32)),
+    # More positions than one part has room for at a time (8 a warp), padding of four columns and of sixteen.
+    Case(torch.float32, False, Sizes(B=1, T=2, S=41, H=17, A=1), Launch(rows=1, team=3, splits=2), plain=True),
+    # Rows in more tiles than warps, more columns than 128, and blocks of which one has no tile.
+    Case(sizes=Sizes(B=19, T=2, S=3, H=33, A=140), launch=Launch(rows=19, team=9, threads=32), plain=True),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_decoder_scan_is_the_reference(case: Case, build: HostBuilds) -> None:
+    values = Values(case)
+    for got, wanted in zip(results(values.run(build("plain")), *values.shapes()), values.truth(), strict=True):
+        torch.testing.assert_close(got, wanted, **HOST_KERNELS[case.dtype])
+
+
+def test_a_nan_in_a_real_position_reaches_the_state(build: HostBuilds) -> None:
+    for splits in (1, 2):
+        values = Values(Case(torch.float32, launch=Launch(splits=splits), plain=True))
+        values.keys[1, 2, 3] = torch.nan
+        states, attn_weights, _ = results(values.run(build("plain")), *values.shapes())
+        assert states[1].isnan().all() and attn_weights[1].isnan().all()
+        assert not states[[0, 2]].isnan().any() and not attn_weights[[0, 2]].isnan().any()
+
+
+def test_the_order_of_the_blocks_changes_no_bit(build: HostBuilds) -> None:
+    case = Case(reset_after=False, launch=Launch(splits=2))
+    runs = {Values(replace(case, broken=Broken(seed=seed))).run(build("plain")).stdout for seed in range(3)}
+    assert len(runs) == 1
+
+
+SMALL = Launch(rows=3, team=2, splits=2, threads=32)
+
+
+@pytest.mark.parametrize("reset_after", BOTH)
+@pytest.mark.parametrize("sanitizer", ["thread", "address"])
+def test_no_race_no_stray_access(sanitizer: str, reset_after: bool, build: HostBuilds) -> None:
+    run = Values(Case(reset_after=reset_after, sizes=Sizes(T=2), launch=SMALL)).run(build(sanitizer))
+    assert run.returncode == 0, run.stderr.decode()[-4000:]
+
+
+# Of the first step, where a block has one part of a row: after the product, after the query has been copied, after the
+# scores, their softmax and the sums, before the arrival at the row's meeting, after the wait there.
+BROKEN = [Broken(relaxed_atomics=True), *(Broken(skipped_block_barrier=n) for n in (3, 7, 8, 9, 10, 11, 12))]
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=str)
+def test_a_barrier_taken_away_is_a_race_that_shows(broken: Broken, build: HostBuilds) -> None:
+    sizes, launch = Sizes(S=8, H=24, A=24), Launch(rows=3, team=6, splits=2)
+    run = Values(Case(sizes=sizes, launch=launch, plain=True, broken=broken)).run(build("thread"))
+    # ThreadSanitizer ends what had a race with 66.
+    assert run.returncode == 66 and b"data race" in run.stderr, run.stderr.decode()[-4000:]
+
+
+def test_a_barrier_that_waits_for_nobody_ends_and_says_where(build: HostBuilds) -> None:
+    for missing, where in (("missing_blocks", "step 0, phase 3"), ("missing_parts", "step 0, phase 1")):
+        broken = Broken(spin_limit=1000, **{missing: 1})
+        run = Values(Case(launch=SMALL, broken=broken)).run(build("plain"))
+        assert run.returncode == 3
+        assert run.stderr.decode().strip() == f"stopped at {where}"

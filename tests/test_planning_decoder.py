@@ -1,0 +1,138 @@
+"""The planner of decoder_scan, over GPUs and sizes: what it promises a kernel, and cases computed by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+import re
+
+import pytest
+import torch
+
+from rnnsearch_kernels import native
+from rnnsearch_kernels.planning import GPUS, DecoderPlan, DeviceLimits, plan_decoder_scan
+
+if native.extension() is None:
+    pytest.skip(f"no compiled planner: {native.why_missing()}", allow_module_level=True)
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+PAPER = {"B": 80, "T": 50, "S": 50, "H": 1000, "A": 1000}
+SMALL = {"B": 64, "T": 64, "S": 64, "H": 512, "A": 512}
+SPEECH = {"B": 16, "T": 50, "S": 1500, "H": 512, "A": 512}
+TINY = {"B": 16, "T": 25, "S": 25, "H": 256, "A": 256}
+
+
+def random_sizes(seed: int) -> dict[str, int]:
+    draw = random.Random(seed)
+    most = {"B": 300, "T": 100, "S": 3000, "H": 3000, "A": 3000}
+    return {size: int(limit ** draw.random()) for size, limit in most.items()}
+
+
+CASES = [PAPER, SMALL, SPEECH, TINY, *(random_sizes(seed) for seed in range(30))]
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
+def test_a_plan_keeps_its_promises_and_its_absence_has_a_reason(gpu: DeviceLimits) -> None:
+    plans = 0
+    for sizes, dtype, reset_after in itertools.product(CASES, DTYPES, (False, True)):
+        got = plan_decoder_scan(dtype, gpu, **sizes, reset_after=reset_after)
+        if got.reason is not None:
+            assert got.blocks == 0
+            continue
+        plans += 1
+        # A block an SM: all are resident.
+        assert 0 < got.blocks <= gpu.processors
+        assert got.shared_bytes <= gpu.shared_per_block and got.shared_bytes + 1024 <= gpu.shared_per_sm
+        assert got.threads * 168 <= gpu.registers_per_sm and got.threads <= gpu.threads_per_sm
+        # Every row has its team, every column its block, and no two parts of a row the same block.
+        assert (got.row_groups - 1) * got.rows < sizes["B"] <= got.row_groups * got.rows
+        through = sizes["A"] + (3 if reset_after else 2) * sizes["H"]
+        assert 8 * got.tiles * got.team >= through
+        assert 8 * got.candidate_tiles * got.team >= (0 if reset_after else sizes["H"])
+        assert max(got.tiles, got.candidate_tiles) <= (6 if dtype == torch.float32 else 8)
+        assert 1 <= got.splits <= min(got.team, sizes["S"])
+        assert got.weight_bytes >= 8 * (got.tiles + got.candidate_tiles) * sizes["H"] * dtype.itemsize
+        assert got.barriers == got.barriers_per_step * sizes["T"] and got.barriers_per_step == 2 + (not reset_after)
+        assert got.row_meetings == (sizes["T"] if got.splits > 1 else 0)
+    assert plans > len(CASES)
+
+
+# GPU, bfloat16, reset after the product: None, or teams, blocks of a team, rows of a team, tiles of a block and splits.
+TABLE = {
+    ("paper", "A100"): (1, 100, 80, 5, 1),
+    ("paper", "L4"): None,
+    ("paper", "RTX 4090"): (1, 128, 80, 4, 3),
+    ("paper", "H100"): (2, 66, 40, 8, 3),
+    ("paper", "H200"): (2, 66, 40, 8, 3),
+    ("paper", "B200"): (2, 74, 40, 7, 5),
+    ("small", "A100"): (2, 52, 32, 5, 1),
+    ("small", "L4"): (1, 58, 64, 5, 4),
+    ("small", "RTX 4090"): (2, 64, 32, 4, 2),
+    ("small", "H100"): (4, 32, 16, 8, 2),
+    ("small", "H200"): (4, 32, 16, 8, 2),
+    ("small", "B200"): (4, 37, 16, 7, 2),
+    ("speech", "A100"): (1, 108, 16, 3, 20),
+    ("speech", "L4"): (1, 58, 16, 5, 18),
+    ("speech", "RTX 4090"): (1, 128, 16, 2, 8),
+    ("speech", "H100"): (1, 128, 16, 2, 8),
+    ("speech", "H200"): (1, 128, 16, 2, 8),
+    ("speech", "B200"): (1, 144, 16, 2, 9),
+}
+
+
+def lies(plan: DecoderPlan) -> tuple[int, ...] | None:
+    return None if plan.reason else (plan.row_groups, plan.team, plan.rows, plan.tiles, plan.splits)
+
+
+def test_how_the_named_workloads_lie_on_six_gpus() -> None:
+    sizes = {"paper": PAPER, "small": SMALL, "speech": SPEECH}
+    got = {(name, gpu): lies(plan_decoder_scan(torch.bfloat16, GPUS[gpu], **sizes[name])) for name, gpu in TABLE}
+    assert got == TABLE
+
+
+def test_the_paper_on_an_h200_as_computed_by_hand() -> None:
+    # 500 tiles of columns: four a block for one team, eight for two (63 blocks have columns, and all 66 attend), and
+    # three teams of 44 would need twelve. 40 rows in three parts are 120 of 17 positions for 66 blocks, two each.
+    got = plan_decoder_scan(torch.bfloat16, GPUS["H200"], **PAPER)
+    # 64 columns of 1008 values, an odd number of sixteens, so without padding.
+    assert got.weight_bytes == 64 * 1008 * 2
+    # score_weight; three tiles of rows leave four parts of the sum to twelve warps; the barrier's verdict.
+    assert got.shared_bytes == got.weight_bytes + 1000 * 4 + 4 * 40 * 64 * 4 + 4
+    exchange, projected, partial, counters = 2 * 80 * 1008 * 2, 80 * 4000 * 4, 80 * 3 * 3004 * 4, (2 + 1 + 80) * 4
+    assert got.workspace_bytes == exchange + projected + partial + counters + 80 * 50 * 3000 * 2
+    assert (got.barriers, got.row_meetings) == (100, 50)
+
+
+def test_the_reset_before_has_the_candidates_columns_apart() -> None:
+    got = plan_decoder_scan(torch.bfloat16, GPUS["H200"], **PAPER, reset_after=False)
+    assert (got.tiles, got.candidate_tiles, got.barriers) == (6, 2, 150)  # 375 and 125 tiles over 66 blocks
+    assert got.weight_bytes == 64 * 1008 * 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gpu", "sizes", "reason"),
+    [
+        (torch.bfloat16, GPUS["L4"], PAPER, "has 4000 columns, and 58 blocks take up to 64 each"),
+        (
+            torch.float32,
+            GPUS["RTX 4090"],
+            PAPER,
+            r"a block of 32 columns needs \d+ bytes of shared memory, and has 101376",
+        ),
+        (torch.float16, dataclasses.replace(GPUS["A100"], major=7, minor=5), SMALL, "this is 7.5"),
+        (torch.float16, dataclasses.replace(GPUS["A100"], registers_per_sm=32768), SMALL, "384 threads"),
+        (torch.float16, GPUS["H200"], SMALL | {"T": 2**28}, "more than the counter of a team can count"),
+    ],
+)
+def test_what_cannot_be_one_launch_says_why(
+    dtype: torch.dtype, gpu: DeviceLimits, sizes: dict[str, int], reason: str
+) -> None:
+    assert re.search(reason, str(plan_decoder_scan(dtype, gpu, **sizes).reason))
+
+
+def test_a_wrong_question_is_an_error() -> None:
+    with pytest.raises(ValueError, match="S must be positive"):
+        plan_decoder_scan(torch.float16, GPUS["A100"], **(TINY | {"S": 0}))
+    with pytest.raises(ValueError, match="more than memory has addresses for"):
+        plan_decoder_scan(torch.float16, GPUS["A100"], **(TINY | {"B": 2**30, "T": 2**30}))
