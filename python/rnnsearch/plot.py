@@ -30,7 +30,7 @@ def plot_alignment(path: Path, source: Sequence[str], target: Sequence[str], att
     columns = [*source, END][: weights.shape[1]]
     rows = [*target, END][: weights.shape[0]]
     cell, margin = 0.36, 1.1
-    figure = _figure(path, (len(columns) * cell + margin + 0.5, len(rows) * cell + margin))
+    figure = new_figure(path, (len(columns) * cell + margin + 0.5, len(rows) * cell + margin))
     axes = figure.add_subplot()
     axes.xaxis.tick_top()
     image = axes.imshow(weights, cmap="gray", vmin=0, vmax=1, aspect="equal")
@@ -46,7 +46,7 @@ def plot_alignment(path: Path, source: Sequence[str], target: Sequence[str], att
     bar = figure.colorbar(image, ax=axes, ticks=[0, 0.5, 1], shrink=0.8, pad=0.03)
     bar.set_label("attention", fontsize=9)
     bar.ax.tick_params(labelsize=9, length=0)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_bleu_by_length(path: Path, systems: Mapping[str, Sequence[Bucket]], *, length: str, bleu: str) -> None:
@@ -57,7 +57,7 @@ def plot_bleu_by_length(path: Path, systems: Mapping[str, Sequence[Bucket]], *, 
 
     Raises as :func:`plot_alignment`.
     """
-    figure = _figure(path, (6.4, 4.0))
+    figure = new_figure(path, (6.4, 4.0))
     axes = figure.add_subplot()
     for number, (name, buckets) in enumerate(systems.items()):
         values = [bucket.score.value for bucket in buckets]
@@ -70,10 +70,11 @@ def plot_bleu_by_length(path: Path, systems: Mapping[str, Sequence[Bucket]], *, 
     axes.legend(loc="lower left", frameon=False)
     for text in axes.get_legend().get_texts():
         text.set_parse_math(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(path: Path, size: tuple[float, float]) -> Any:
+def new_figure(path: Path, size: tuple[float, float]) -> Any:
+    """A matplotlib figure of ``size`` inches, for :func:`save_figure`. Raises as :func:`plot_alignment`."""
     if not path.suffix:
         raise ValueError(f"the picture's name must end in .png or the like; got {path}")
     try:
@@ -86,7 +87,7 @@ def _figure(path: Path, size: tuple[float, float]) -> Any:
     return figure
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     from matplotlib import rc_context
 
     # Text stays text in an .svg: it can be found, and is shown in the reader's fonts.
