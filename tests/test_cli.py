@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from rnnsearch.cli import main
+from rnnsearch.cli import COMMANDS, main
 from rnnsearch.pronunciation import MODEL_DIRECTORY, read_words, write_words
 
 Capture = pytest.CaptureFixture[str]
@@ -79,7 +79,10 @@ def test_train_pronunciation_writes_a_model_that_pronounces_and_goes_on(tmp_path
     assert main(["train-pronunciation", directory, "--run.epochs", "2"]) == 0
     assert "update 2: dev loss" in capsys.readouterr().err
     assert main(["pronounce", "cat", "--model", directory]) == 0
-    assert capsys.readouterr().out.startswith("cat\t")
+    pronounced = capsys.readouterr().out
+    assert pronounced.startswith("cat\t")
+    assert main(["translate", "cat", "--model", directory]) == 0
+    assert f"cat\t{capsys.readouterr().out}" == pronounced
     held_out = read_words(tmp_path / "model" / "held_out.tsv")
     assert held_out == read_words(MODEL_DIRECTORY / "held_out.tsv")
     with pytest.raises(SystemExit):
@@ -130,7 +133,7 @@ def test_wrong_usage_is_status_2(arguments: list[str], capsys: Capture) -> None:
     assert "usage: rnnsearch" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["pronounce", "evaluate", "train-pronunciation"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as exit:
         main([command, "--help"])

@@ -5,18 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from rnnsearch import RNNSearch
 from rnnsearch.pronunciation import (
     MODEL_DIRECTORY,
     clean,
     edit_distance,
     evaluate,
+    load,
     read_words,
     some,
     split,
     split_of,
     write_words,
 )
+from rnnsearch.segmentation import Characters, Words
+from rnnsearch.translator import Translator
 from small_model import make_model
 
 ENTRIES = [
@@ -59,7 +61,7 @@ def test_held_out_words_are_held_out() -> None:
 
 def test_the_shipped_model_has_at_most_30_percent_word_error() -> None:
     words = some(read_words(MODEL_DIRECTORY / "held_out.tsv"), 300)
-    assert evaluate(RNNSearch.from_pretrained(MODEL_DIRECTORY), words).word_error <= 0.30
+    assert evaluate(load(MODEL_DIRECTORY), words).word_error <= 0.30
 
 
 def test_words_survive_their_file(tmp_path: Path) -> None:
@@ -99,11 +101,12 @@ def test_any_listed_pronunciation_counts(monkeypatch: pytest.MonkeyPatch) -> Non
         return [[Said(said["".join(word)])] for word in words]
 
     monkeypatch.setattr(model, "translate", translate)
+    translator = Translator(model, Characters(), Words())
     references = {"ab": [["q"], ["x", "y"]], "ba": [["x", "y"], ["p", "q", "r", "s"]], "cd": [["x", "y"]]}
-    found = evaluate(model, references)
+    found = evaluate(translator, references)
     assert (found.words, found.wrong_words, found.phonemes, found.wrong_phonemes) == (3, 2, 6, 3)
     with pytest.raises(ValueError, match="there are no words"):
-        evaluate(model, {})
+        evaluate(translator, {})
 
 
 @pytest.mark.parametrize(

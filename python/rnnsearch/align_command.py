@@ -11,8 +11,9 @@ from pathlib import Path
 from rnnsearch import copies
 from rnnsearch.alignment import Alignment, align_pairs, of_translation
 from rnnsearch.checkpoint import write_atomically
+from rnnsearch.command_line import positive
 from rnnsearch.corpus import ParallelText, Skips
-from rnnsearch.evaluate_command import positive, read_lines
+from rnnsearch.evaluate_command import read_lines
 from rnnsearch.page import write_page
 from rnnsearch.translator import Translator
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from rnnsearch import moses, pronunciation, scores
 from rnnsearch.checkpoint import write_atomically
+from rnnsearch.command_line import positive
 from rnnsearch.corpus import CorpusError, LineFile, ParallelText, Skips
-from rnnsearch.model import RNNSearch
 from rnnsearch.report import System, print_system
 from rnnsearch.translator import Translator
 from rnnsearch.vocabulary import Vocabulary
@@ -129,13 +129,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1; got {value}")
-    return value
-
-
 def _bounds(text: str) -> tuple[int, ...]:
     bounds = tuple(int(part) for part in text.split(","))
     if any(after <= before for before, after in itertools.pairwise((0, *bounds))):
@@ -154,8 +147,8 @@ def _words(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         words = pronunciation.split(pronunciation.read_cmudict())[options.words]
     else:
         words = pronunciation.read_words(Path(options.words))
-    model = RNNSearch.from_pretrained(directory, backend=options.backend)
-    found = pronunciation.evaluate(model, words, beam_size=options.beam_size)
+    translator = pronunciation.load(directory, backend=options.backend, beam_size=options.beam_size)
+    found = pronunciation.evaluate(translator, words)
     print(f"word error    {found.word_error:.2%} ({found.wrong_words} of {found.words} words)")
     print(f"phoneme error {found.phoneme_error:.2%} ({found.wrong_phonemes} of {found.phonemes} phonemes)")
     return 0

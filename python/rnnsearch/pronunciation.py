@@ -19,9 +19,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rnnsearch.checkpoint import write_atomically
-from rnnsearch.model import RNNSearch
+from rnnsearch.segmentation import Characters, Words
+from rnnsearch.translator import Translator
 
 MODEL_DIRECTORY = Path(__file__).parent / "models" / "pronunciation"
 HELD_OUT = "held_out.tsv"
@@ -103,11 +105,16 @@ def some(words: Pronunciations, count: int) -> Pronunciations:
     return {word: words[word] for word in sorted(chosen)}
 
 
-def evaluate(model: RNNSearch, words: Mapping[str, Sequence[Sequence[str]]], *, beam_size: int = 5) -> Evaluation:
+def load(directory: Path, **options: Any) -> Translator:
+    """The model in ``directory``, reading words letter by letter; ``options`` are those of :class:`Translator`."""
+    return Translator(directory, Characters(), Words(), **options)
+
+
+def evaluate(translator: Translator, words: Mapping[str, Sequence[Sequence[str]]]) -> Evaluation:
     if not words:
         raise ValueError("there are no words to evaluate on")
     wrong_words = phonemes = wrong_phonemes = 0
-    results = model.translate([list(word) for word in words], beam_size=beam_size)
+    results = translator.hypotheses(list(words))
     for translations, references in zip(results, words.values(), strict=True):
         tokens = translations[0].tokens if translations else []
         edits, length = min((edit_distance(tokens, reference), len(reference)) for reference in references)

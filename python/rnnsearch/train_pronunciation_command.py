@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from rnnsearch import pronunciation, train_command
+from rnnsearch import pronunciation, segmentation, train_command
 from rnnsearch.checkpoint import write_atomically
 from rnnsearch.model import RNNSearch
 from rnnsearch.pronunciation import Pronunciations
@@ -39,6 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     status = train_command.main(given)
     if (run / BEST).is_dir():  # interrupted or not
         RNNSearch.from_pretrained(run / BEST).save_pretrained(directory, dtype=torch.float16)
+        segmentation.save(directory, *segmentation.load(run / BEST))
     return status
 
 

@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
             parts = Parts(Path(settings.output), len(file))
             try:
                 work.whole_file(file, parts, _plan(command, file) if processes.first else {})
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SystemExit):
                 if processes.first:
                     _say(f"what is done is in {parts.folder}; the same command goes on from there")
                 raise
