@@ -168,6 +168,18 @@ def test_threads_change_no_bit_of_results_and_gradients(op: str, lengths: dict[s
 
 
 @each_isa
+@pytest.mark.parametrize("sizes", [{"H": 64, "M": 1}, {"H": 1, "A": 62}], ids=str)
+def test_one_input_has_no_other_half_in_its_slot(sizes: dict[str, int]) -> None:
+    """Where inputs go in pairs and the outputs fill their panels, what stood in that memory before must not count."""
+    op = BY_NAME["decoder_scan"]
+    args = example(op, torch.bfloat16, sizes={**SIZES, **sizes})
+    rooms = [torch.full((size,), float("nan")) for size in range(1, 2000) for _ in range(3)]
+    del rooms  # what `empty` finds
+    for value in found(op.name, args).values():
+        assert value.isfinite().all()
+
+
+@each_isa
 @pytest.mark.parametrize("which", ["queries", "keys", "one key", "one row"])
 def test_beyond_the_range_of_the_shared_exponential(which: str) -> None:
     """|query| or |key| above 9: there e^{2(query + key)} is computed for itself."""

@@ -1,7 +1,8 @@
 // Products with bfloat16 weights on `vdpbf16ps`: each lane takes two products of bfloat16 numbers a time, twice the
 // rate of float32, and nothing has to be widened. x is rounded to bfloat16, as PyTorch itself does with bfloat16
 // weights and as a GPU's tensor cores want it: a second half, as on AMX, would cost as much again, which is what the
-// widened weights cost. Sums are float32, along the inputs.
+// widened weights cost. Sums are float32, along the inputs. The instruction takes subnormal numbers (below 1.2e-38) for
+// zero, in its operands and in its sums.
 #if defined(__x86_64__)
 #define RNNSEARCH_ISA avx512_bf16
 #define RNNSEARCH_VECTOR_BYTES 64

@@ -57,7 +57,7 @@ class PackedWeight {
     // The last panel's outputs beyond the last are computed and thrown away; half a slot beyond the last input counts
     // 0.
     const int64_t panel = kernels_.panel_width * slots_;
-    if (slots_ < inputs && inputs % 2 != 0)
+    if (kernels_.packed.pair_rows != nullptr && inputs % 2 != 0)
       std::fill_n(packed_.data(), panels_ * panel, T(0));
     else if (panels_ * kernels_.panel_width > outputs)
       std::fill_n(packed_.data() + (panels_ - 1) * panel, panel, T(0));
