@@ -38,6 +38,7 @@ FLAGS = [
 FLAGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-ignored-attributes"]
 # Of the CUDA backend, but plain C++: asked where no GPU is, so it goes into the CPU extension.
 PLANNER = "csrc/cuda/planner/*.cpp"
+BINDING = "csrc/binding/*.cpp"  # of both extensions
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*OLDEST_TORCH)
 
 
@@ -80,8 +81,12 @@ def cpu_extension() -> object:
     flags = [*FLAGS, TORCH_TARGET]
     return CppExtension(
         "rnnsearch_kernels._cpu",
-        sorted([*glob.glob("csrc/cpu/**/*.cpp", recursive=True), *glob.glob(PLANNER)]),
-        depends=sorted([*glob.glob("csrc/cpu/**/*.h", recursive=True), *glob.glob("csrc/cuda/planner/*.h")]),
+        sorted([*glob.glob("csrc/cpu/**/*.cpp", recursive=True), *glob.glob(PLANNER), *glob.glob(BINDING)]),
+        depends=sorted(
+            path
+            for folder in ("cpu", "binding", "cuda/planner")
+            for path in glob.glob(f"csrc/{folder}/**/*.h", recursive=True)
+        ),
         extra_compile_args={"cxx": [*flags, f'-DRNNSEARCH_FLAGS="{" ".join(FLAGS)}"']},
     )
 

@@ -7,7 +7,7 @@ namespace rnnsearch {
 std::tuple<Tensor, Tensor> additive_attention(const Tensor& query_, const Tensor& keys, const Tensor& memory_,
                                               const Tensor& score_weight, const OptionalTensor& key_padding_mask,
                                               const OptionalTensor& memory_index) {
-  Signature call("keys", keys);
+  Signature call("keys", keys, kStorageTypes);
   const Tensor query = call.check("query", query_, {"N", "A"}, Role::either);
   const Memory memory = Memory::check(call, keys, memory_, score_weight, key_padding_mask, memory_index);
   const int64_t N = call['N'], M = call['M'];
@@ -28,7 +28,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> additive_attention_backward(
     const Tensor& grad_context_, const Tensor& grad_attn_weights_, const Tensor& query_, const Tensor& keys_,
     const Tensor& memory_, const Tensor& score_weight, const OptionalTensor& key_padding_mask,
     const Tensor& attn_weights_) {
-  Signature call("keys", keys_);
+  Signature call("keys", keys_, kStorageTypes);
   const Tensor grad_context = call.check("grad_context", grad_context_, {"B", "M"}, Role::storage);
   const Tensor grad_attn_weights = call.check("grad_attn_weights", grad_attn_weights_, {"B", "S"}, Role::accumulate);
   const Tensor query = call.check("query", query_, {"B", "A"}, Role::either);

@@ -10,7 +10,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> decoder_scan(
     const Tensor& memory_, const Tensor& score_weight, const Tensor& query_weight_, const OptionalTensor& query_bias_,
     const Tensor& context_weight_, const Tensor& hidden_weight_, const OptionalTensor& hidden_bias_,
     const OptionalTensor& key_padding_mask, const OptionalTensor& input_lengths_, bool reset_after) {
-  Signature call("keys", keys);
+  Signature call("keys", keys, kStorageTypes);
   const Tensor state = call.check("state", state_, {"B", "H"}, Role::accumulate);
   const OptionalTensor state_mask = call.check("state_mask", state_mask_, {"B", "H"}, Role::accumulate);
   const Tensor input_gates = call.check("input_gates", input_gates_, {"B", "T", "3H"}, Role::either);

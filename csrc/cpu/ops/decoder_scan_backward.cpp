@@ -17,7 +17,7 @@ Grads decoder_scan_backward(const Tensor& grad_states_, const Tensor& grad_conte
                             const Tensor& states_, const Tensor& contexts_, const Tensor& attn_weights_,
                             const Tensor& gates_, bool reset_after) {
   using torch::stable::contiguous;
-  Signature call("keys", keys);
+  Signature call("keys", keys, kStorageTypes);
   const Tensor grad_states = contiguous(call.check("grad_states", grad_states_, {"B", "T", "H"}, Role::accumulate));
   const Tensor grad_contexts = contiguous(call.check("grad_contexts", grad_contexts_, {"B", "T", "M"}, Role::storage));
   const Tensor grad_attn_weights =

@@ -11,7 +11,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> decoder_step(
     const OptionalTensor& context_weight_, const Tensor& hidden_weight_, const OptionalTensor& hidden_bias_,
     const OptionalTensor& key_padding_mask, const OptionalTensor& memory_index, const OptionalTensor& memory_gates_,
     bool reset_after) {
-  Signature call("keys", keys);
+  Signature call("keys", keys, kStorageTypes);
   const Tensor state = call.check("state", state_, {"N", "H"}, Role::accumulate);
   const OptionalTensor state_mask = call.check("state_mask", state_mask_, {"N", "H"}, Role::accumulate);
   const Tensor input_gates = call.check("input_gates", input_gates_, {"N", "3H"}, Role::either);

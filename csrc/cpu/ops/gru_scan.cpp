@@ -7,7 +7,7 @@ namespace rnnsearch {
 std::tuple<Tensor, Tensor> gru_scan(const Tensor& input_gates_, const Tensor& state_, const OptionalTensor& state_mask_,
                                     const Tensor& hidden_weight_, const OptionalTensor& hidden_bias_,
                                     const OptionalTensor& lengths_, bool reverse, bool reset_after) {
-  Signature call("hidden_weight", hidden_weight_);
+  Signature call("hidden_weight", hidden_weight_, kStorageTypes);
   const Tensor state = call.check("state", state_, {"B", "H"}, Role::accumulate);
   const OptionalTensor state_mask = call.check("state_mask", state_mask_, {"B", "H"}, Role::accumulate);
   const Tensor input_gates = call.check("input_gates", input_gates_, {"B", "T", "3H"}, Role::either);

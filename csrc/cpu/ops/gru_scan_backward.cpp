@@ -9,7 +9,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gru_scan_backward(const Tensor& grad_
                                                              const OptionalTensor& lengths_, const Tensor& states_,
                                                              const Tensor& gates_, bool reverse, bool reset_after) {
   using torch::stable::contiguous;
-  Signature call("hidden_weight", hidden_weight_);
+  Signature call("hidden_weight", hidden_weight_, kStorageTypes);
   const Tensor grad_states = contiguous(call.check("grad_states", grad_states_, {"B", "T", "H"}, Role::accumulate));
   call.check("input_gates", input_gates, {"B", "T", "3H"}, Role::either);
   const Tensor state = call.check("state", state_, {"B", "H"}, Role::accumulate);

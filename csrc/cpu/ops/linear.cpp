@@ -4,7 +4,7 @@
 namespace rnnsearch {
 
 Tensor linear(const Tensor& input_, const Tensor& weight_, const OptionalTensor& bias_) {
-  Signature call("weight", weight_);
+  Signature call("weight", weight_, kStorageTypes);
   const Tensor input = call.check("input", input_, {"N", "I"}, Role::either);
   const Tensor weight = call.check("weight", weight_, {"O", "I"}, Role::storage);
   const OptionalTensor bias = call.check("bias", bias_, {"O"}, Role::storage);

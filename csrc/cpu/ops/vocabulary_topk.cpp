@@ -106,7 +106,7 @@ void vocabulary_topk_rows(const PackedRows<S>& rows, int64_t row_begin, int64_t 
 
 std::tuple<Tensor, Tensor> vocabulary_topk(const Tensor& readout_, const Tensor& weight_, const OptionalTensor& bias_,
                                            const OptionalTensor& banned_ids_, int64_t k) {
-  Signature call("weight", weight_);
+  Signature call("weight", weight_, kStorageTypes);
   const Tensor readout = call.check("readout", readout_, {"N", "L"}, Role::either);
   const Tensor weight = call.check("weight", weight_, {"V", "L"}, Role::storage);
   const OptionalTensor bias = call.check("bias", bias_, {"V"}, Role::storage);
