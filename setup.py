@@ -3,6 +3,8 @@
     RNNSEARCH_NATIVE   unset: build it, and install without it where that fails; 1: a failure is an error; 0: don't
     RNNSEARCH_CUDA     unset: build CUDA kernels where torch has CUDA and a matching nvcc is there; 1: an error where
                        they can't be built; 0: don't
+    TORCH_CUDA_ARCH_LIST  the compute capabilities to build CUDA kernels for, as torch reads it; unset: those of the
+                       GPUs that are here, or, where there is none, all that the kernels are tested to compile for
     RNNSEARCH_TORCH    the site-packages of the torch to build against, where it isn't found by itself
     MAX_JOBS           how many files are compiled at once
 
@@ -36,8 +38,11 @@ FLAGS = [
 ]
 # GCC's own AVX-512 headers start from an undefined register, and its vector types carry attributes.
 FLAGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-ignored-attributes"]
+CUDA_EXTENSION = "rnnsearch_kernels._cuda"
 # Of the CUDA backend, but plain C++: asked where no GPU is, so it goes into the CPU extension.
 PLANNER = "csrc/cuda/planner/*.cpp"
+# Ampere to Blackwell; later ones compile from the last one's PTX.
+ALL_TARGETS = "8.0 8.6 8.9 9.0 10.0 12.0+PTX"
 BINDING = "csrc/binding/*.cpp"  # of both extensions
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*OLDEST_TORCH)
 
@@ -92,29 +97,43 @@ def cpu_extension() -> object:
 
 
 def cuda_extension() -> object | None:
-    """The CUDA kernels, or None with the reason said where the user asked for them."""
+    """The CUDA kernels, or None with the reason said."""
     choice = wanted("RNNSEARCH_CUDA")
-    binding = glob.glob("csrc/cuda/*.cpp")
-    sources = sorted([*glob.glob("csrc/cuda/**/*.cu", recursive=True), *binding]) if binding else []
-    reason = None if choice is False else why_no_cuda(sources)
+    reason = None if choice is False else why_no_cuda()
     if choice is False or reason is not None:
         if choice is True:
             raise SystemExit(f"RNNSEARCH_CUDA=1, but {reason}")
-        if sources and reason is not None:
+        if reason is not None:
             say(f"without CUDA kernels: {reason}")
         return None
     from torch.utils.cpp_extension import CUDAExtension
 
-    flags = ["-O3", "-DUSE_CUDA", TORCH_TARGET]
-    return CUDAExtension("rnnsearch_kernels._cuda", sources, extra_compile_args={"cxx": flags, "nvcc": flags})
+    targets = os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_targets()
+    kernels = ["csrc/cuda/*.cu", "csrc/cuda/ops/*.cu", "csrc/cuda/module.cpp", PLANNER, BINDING]
+    common = ["-O3", "-DUSE_CUDA", TORCH_TARGET]
+    cxx = [*common, "-fvisibility=hidden", f'-DRNNSEARCH_CUDA_TARGETS="{targets}"']
+    return CUDAExtension(
+        CUDA_EXTENSION,
+        sorted(source for pattern in kernels for source in glob.glob(pattern)),
+        depends=sorted([*glob.glob("csrc/cuda/**/*.h", recursive=True), "csrc/binding/signature.h"]),
+        extra_compile_args={"cxx": cxx, "nvcc": [*common, "-Xcompiler", "-fvisibility=hidden"]},
+    )
 
 
-def why_no_cuda(sources: list[str]) -> str | None:
+def cuda_targets() -> str:
+    """Compute capabilities, from the user or from the GPUs that are here."""
+    import torch
+
+    if given := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return given
+    here = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    return " ".join(f"{major}.{minor}" for major, minor in sorted(here)) or ALL_TARGETS
+
+
+def why_no_cuda() -> str | None:
     import torch
     from torch.utils.cpp_extension import CUDA_HOME
 
-    if not sources:
-        return "csrc/cuda has no binding of its kernels to torch"
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a build without CUDA"
     nvcc = shutil.which("nvcc", path=os.path.join(CUDA_HOME, "bin") if CUDA_HOME else None)
@@ -149,6 +168,16 @@ def native_arguments() -> dict[str, object]:
                     raise
                 say(f"installing without the C++ extension, which could not be built: {error}")
                 self.extensions = []
+
+        def build_extension(self, extension: object) -> None:
+            """Goes on without the CUDA kernels where they can't be built, unless RNNSEARCH_CUDA=1."""
+            try:
+                super().build_extension(extension)
+            except Exception as error:
+                if extension.name != CUDA_EXTENSION or wanted("RNNSEARCH_CUDA") is True:
+                    raise
+                say(f"installing without the CUDA kernels, which could not be built: {error}")
+                self.extensions = [other for other in self.extensions if other is not extension]
 
         def copy_file(self, source: str, target: str, *args: object, **options: object) -> object:
             """Replaces the file instead of writing into it, which would crash whoever has it loaded."""

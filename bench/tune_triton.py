@@ -28,6 +28,7 @@ from machine import header
 from workloads import WORKLOADS, Workload, named
 
 from rnnsearch_kernels import reference
+from rnnsearch_kernels.families import family_of
 from rnnsearch_kernels.ops import overload_of
 from rnnsearch_kernels.schema import BY_NAME
 from rnnsearch_kernels.selftest import INFERENCE_ONLY, SIZES, error_ratio, example, widen
@@ -281,15 +282,14 @@ def main(given: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     if not torch.cuda.is_available():
         parser.error("times are taken on a GPU, and this torch sees none; nothing was measured")
-    from rnnsearch_kernels.triton.launch import family
 
     device = torch.device("cuda", torch.cuda.current_device())
     for line in [*header(device, 1), f"workloads {', '.join(workload.name for workload in workloads)}"]:
         print(f"# {line}")
     for tunable in TUNABLES:
         if options.table in (None, tunable.table):
-            found = tuned(tunable, family(device), workloads, str(device), measured, complain)
-            print(f"{tunable.table}:", *row(family(device), found), sep="\n", flush=True)
+            found = tuned(tunable, family_of(device), workloads, str(device), measured, complain)
+            print(f"{tunable.table}:", *row(family_of(device), found), sep="\n", flush=True)
     return 0
 
 

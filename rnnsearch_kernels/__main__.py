@@ -52,6 +52,7 @@ def versions() -> Iterator[str]:
         yield _item("GPU", f"{torch.cuda.get_device_name(index)}, CUDA {torch.version.cuda}")
     if not torch.cuda.is_available():
         yield _item("GPU", "none that torch can use")
+    yield _item("CUDA kernels", _cuda_kernels())
     extension = native.extension()
     if extension is None:
         yield _item("extension", str(native.why_missing()))
@@ -62,6 +63,14 @@ def versions() -> Iterator[str]:
     unusable = [isa for isa in built["isas"] if isa not in extension.isas()]
     beside = f"; built, not on this machine: {', '.join(unusable)}" if unusable else ""
     yield _item("instructions", f"{extension.isa()} of {', '.join(extension.isas())}{beside}")
+
+
+def _cuda_kernels() -> str:
+    extension = native.cuda()
+    if extension is None:
+        return f"none: {native.why_no_cuda()}"
+    built = extension.build_info()
+    return f"built for compute capability {built['targets']} and torch >= {built['torch_target']}"
 
 
 def choices() -> Iterator[str]:
@@ -80,6 +89,8 @@ def choices() -> Iterator[str]:
                 for dtype in STORAGE_DTYPES
                 if (reason := backend.why_not(op, device, dtype, gradients)) is not None
             )
+            if not reasons and (reason := backend.why_not_auto(device)) is not None:
+                reasons = {reason: None}
             if reasons:
                 yield _item(backend.name, "not everywhere: " + "; ".join(reasons), 2)
 

@@ -1,8 +1,8 @@
 """How several backends share one device, decided here and nowhere else.
 
 Every backend registers the ops it has. A call chooses one by name, or lets ``auto`` take the backend of the
-highest rank that can run it; what cannot run says why. The choice looks at the op, the device type, the storage
-dtype and whether a derivative is wanted, so it is made once for each of those and then looked up.
+highest rank that can run it; what cannot run says why. The choice looks at the op, the device, the storage dtype and
+whether a derivative is wanted, so it is made once for each of those and then looked up.
 
 A backend from outside the package:
 
@@ -27,11 +27,15 @@ import torch
 from . import native, reference, triton
 from .autograd import BACKWARD
 from .checks import STORAGE_DTYPES
+from .families import family_of
 from .ops import mint, overload_of
 from .schema import BY_NAME
 
 AUTO = "auto"
 ANY_DEVICE = "any"
+
+# The GPU families on which bench/gpu_check.py has passed with a backend of ours.
+PASSED: dict[str, tuple[str, ...]] = {"cuda": (), "triton": ()}
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Backend:
                otherwise arguments are checked before every call
     missing    why it cannot be used at all, where it cannot
     captures   op names whose kernels make CUDA graphs of their own: torch.compile keeps them out of its graphs
+    passed     the GPU families (``sm_90``) where it is known to be right: ``auto`` takes it there alone. None: wherever
+               it runs
     """
 
     name: str
@@ -59,13 +65,15 @@ class Backend:
     guarded: bool = False
     missing: str | None = None
     captures: tuple[str, ...] = ()
+    passed: tuple[str, ...] | None = None
 
     @property
     def ops(self) -> tuple[str, ...]:
         return (*self.kernels, *self.compiled)
 
-    def why_not(self, op: str, device: str, dtype: torch.dtype, differentiable: bool) -> str | None:
+    def why_not(self, op: str, device: str | torch.device, dtype: torch.dtype, differentiable: bool) -> str | None:
         """The reason it cannot run such a call; None where it can."""
+        device = torch.device(device).type
         if self.missing is not None:
             return self.missing
         if device not in self.devices and ANY_DEVICE not in self.devices:
@@ -79,9 +87,18 @@ class Backend:
             return f"it has no {backward}, and a gradient is wanted"
         return None
 
+    def why_not_auto(self, device: str | torch.device) -> str | None:
+        """The reason ``auto`` does not take it on such a device, though it may run; None where it does."""
+        if self.passed is None:
+            return None
+        if not self.passed:
+            return "auto takes it on no GPU yet, for it has passed on none"
+        family = family_of(torch.device(device))
+        return None if family in self.passed else f"auto does not take it on {family}, where it has not passed"
+
 
 _backends: dict[str, Backend] = {}
-_chosen: dict[tuple[str, str, str, torch.dtype, bool], tuple[Any, bool]] = {}
+_chosen: dict[tuple[str, str, torch.device, torch.dtype, bool], tuple[Any, bool]] = {}
 
 
 def register_backend(backend: Backend) -> None:
@@ -105,20 +122,22 @@ def list_backends() -> tuple[Backend, ...]:
 
 
 def pick(
-    op: str, device: str, dtype: torch.dtype, differentiable: bool, requested: str = AUTO
+    op: str, device: str | torch.device, dtype: torch.dtype, differentiable: bool, requested: str = AUTO
 ) -> tuple[Backend | None, dict[str, str]]:
     """The backend that runs such a call, and why each other candidate does not."""
     candidates = list_backends() if requested == AUTO else [_named(requested)]
     reasons: dict[str, str] = {}
     for backend in candidates:
         reason = backend.why_not(op, device, dtype, differentiable)
+        if reason is None and requested == AUTO:
+            reason = backend.why_not_auto(device)
         if reason is None:
             return backend, reasons
         reasons[backend.name] = reason
     return None, reasons
 
 
-def choose(op: str, requested: str, device: str, dtype: torch.dtype, differentiable: bool) -> tuple[Any, bool]:
+def choose(op: str, requested: str, device: torch.device, dtype: torch.dtype, differentiable: bool) -> tuple[Any, bool]:
     """The overload to call, and whether it guards itself against wrong arguments."""
     if torch.compiler.is_compiling():
         # A compiler would guard on what the table holds, and compile again when an eager call has added to it.
@@ -130,7 +149,9 @@ def choose(op: str, requested: str, device: str, dtype: torch.dtype, differentia
     return chosen
 
 
-def _choose(op: str, requested: str, device: str, dtype: torch.dtype, differentiable: bool) -> tuple[Any, bool]:
+def _choose(
+    op: str, requested: str, device: torch.device, dtype: torch.dtype, differentiable: bool
+) -> tuple[Any, bool]:
     backend, reasons = pick(op, device, dtype, differentiable, requested)
     if backend is None:
         why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
@@ -186,9 +207,22 @@ register_backend(
         "triton",
         devices=triton.devices(),
         dtypes=triton.DTYPES,
-        rank=-1,  # below the reference: `auto` is to prefer it once it has passed on a GPU
+        rank=20,
         kernels=triton.KERNELS,
         missing=triton.why_missing(),
         captures=triton.LOOPS,
+        passed=PASSED["triton"],
+    )
+)
+register_backend(
+    Backend(
+        "cuda",
+        devices=("cuda",),
+        dtypes=(torch.float32, torch.bfloat16, torch.float16),
+        rank=30,
+        compiled=tuple(native.cuda_ops("reference" if triton.why_missing() else "triton")),
+        guarded=True,
+        missing=native.why_no_cuda(),
+        passed=PASSED["cuda"],
     )
 )

@@ -19,10 +19,10 @@ def _call(name: str, backend: str, args: Sequence[Any]) -> Any:
     storage = args[plan.storage]
     if not isinstance(storage, Tensor):
         plan.check(args)
-    device, dtype = storage.device.type, storage.dtype
-    if device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device):
+    device, dtype = storage.device, storage.dtype
+    if device.type in AUTOCAST_DEVICES and torch.is_autocast_enabled(device.type):
         # Here and not in the dispatcher's rule alone: under autocast arguments arrive in several dtypes.
-        args = cast_for_autocast(plan.op, args, device)
+        args = cast_for_autocast(plan.op, args, device.type)
         dtype = args[plan.storage].dtype
     differentiable = torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
     try:

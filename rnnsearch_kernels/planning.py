@@ -1,9 +1,10 @@
 """How a whole scan lies on a GPU as one launch, or why it would not; asked without one.
 
-    from rnnsearch_kernels.planning import GPUS, plan_decoder_scan, plan_gru_scan
+    from rnnsearch_kernels.planning import GPUS, limits_of, plan_decoder_scan, plan_gru_scan
 
     plan_gru_scan(torch.bfloat16, GPUS["H200"], B=64, T=50, H=1000)
     plan_decoder_scan(torch.bfloat16, GPUS["H200"], B=80, T=50, S=50, H=1000, A=1000)
+    plan_gru_scan(torch.bfloat16, limits_of("cuda"), B=64, T=50, H=4000).reason  # why not, on the GPU that is here
 
 The planner is the part of the CUDA kernels that decides before a launch. It says what a launch takes, not that this
 installation has the kernels.
@@ -107,6 +108,15 @@ GPUS = {
     "H200": DeviceLimits(9, 0, 132, 228 * KB, 227 * KB, 65536, 2048),
     "B200": DeviceLimits(10, 0, 148, 228 * KB, 227 * KB, 65536, 2048),
 }
+
+
+def limits_of(device: torch.device | str) -> DeviceLimits:
+    """The limits of a GPU that is here, as the kernels go by them; ``RuntimeError`` without the CUDA extension."""
+    extension = native.cuda()
+    if extension is None:
+        raise RuntimeError(f"there is nothing to plan for: {native.why_no_cuda()}")
+    index = torch.device(device).index
+    return DeviceLimits(**extension.device_limits(torch.cuda.current_device() if index is None else index))
 
 
 def plan_gru_scan(

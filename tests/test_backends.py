@@ -10,7 +10,7 @@ import torch.testing._internal.optests
 from torch import library
 
 import rnnsearch_kernels as rk
-from rnnsearch_kernels import reference
+from rnnsearch_kernels import native, reference
 from rnnsearch_kernels.ops import overload_of
 from rnnsearch_kernels.schema import BY_NAME
 from rnnsearch_kernels.selftest import INFERENCE_ONLY, differentiable_arguments, example, values_and_grads
@@ -132,6 +132,35 @@ def test_one_that_is_missing_says_so():
     gru()
     with pytest.raises(RuntimeError, match="its library was not found"):
         gru(backend=f"{NAME}_missing")
+
+
+def test_auto_takes_a_gpu_backend_only_on_families_where_it_has_passed():
+    rk.register_backend(somebody_elses(f"{NAME}_nowhere", rank=1002, passed=()))
+    rk.register_backend(somebody_elses(f"{NAME}_elsewhere", rank=1001, passed=("sm_90",)))
+    gru()
+    assert CALLS == []
+    _, reasons = house.pick("gru_scan", "cpu", torch.float32, True)
+    assert reasons[f"{NAME}_nowhere"] == "auto takes it on no GPU yet, for it has passed on none"
+    assert reasons[f"{NAME}_elsewhere"] == "auto does not take it on cpu, where it has not passed"
+    rk.register_backend(somebody_elses(f"{NAME}_here", rank=1000, passed=("sm_90", "cpu")))  # the family of a CPU
+    gru()
+    gru(backend=f"{NAME}_nowhere")
+    assert CALLS == ["gru_scan"] * 2
+
+
+def test_what_has_not_passed_on_a_gpu_is_auto_s_choice_on_none():
+    assert house.PASSED == {"cuda": (), "triton": ()}  # a family is added by whoever saw bench/gpu_check.py pass there
+    for backend in rk.list_backends():
+        assert backend.name not in house.PASSED or backend.why_not_auto("cuda") is not None
+
+
+def test_the_cuda_backend_says_why_it_is_missing(monkeypatch):
+    missing = {backend.name: backend for backend in rk.list_backends()}["cuda"].missing
+    if torch.version.cuda is None:
+        assert missing == f"torch {torch.__version__} is a build without CUDA"
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        _, missing = native._load_cuda()
+        assert missing is not None and "the CUDA extension was not built" in missing
 
 
 def test_a_forward_op_without_its_backward_op_says_so_when_called_by_hand():

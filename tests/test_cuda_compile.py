@@ -12,16 +12,21 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cuda_extension import build_for_gpu
+from host_builds import ROOT
 
-SOURCES = sorted((Path(__file__).parent.parent / "csrc" / "cuda").rglob("*.cu"))
+from rnnsearch_kernels.schema import OPS
+
+SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 TARGETS = os.environ.get("RNNSEARCH_CUDA_TARGETS", "90a").split()
 STORAGE = ("float", "__nv_bfloat16", "__half")
-# Those without a product of matrices.
 ATTENTION = [f"attention_{name}" for name in ("scores", "output", "grad_weights", "grad_query", "grad_keys")]
+WITHOUT_PRODUCTS = [*ATTENTION, "gru_entering", "settle"]  # of matrices
 # Registers of a thread, by kernel and storage. 256 threads leave 255 each; 16-bit kernels are to stay well below, and
 # four blocks of attention's kernels are to fit an SM.
 BUDGETS = {
@@ -34,6 +39,8 @@ BUDGETS = {
     ("gru_scan_backward", "float"): 168,
     ("gru_scan_backward", "__nv_bfloat16"): 112,
     ("gru_scan_backward", "__half"): 112,
+    **{("gru_entering", storage): 40 for storage in STORAGE},
+    ("settle", "none"): 32,
 }
 
 nvcc = shutil.which("nvcc")
@@ -56,14 +63,15 @@ def costs(log: str) -> list[Cost]:
     """From what ptxas says of each kernel; in a mangled name every name stands behind its length."""
     found = []
     for entry, said in re.findall(r"Compiling entry function '(\w+)'(.*?Used \d+ registers[^\n]*)", log, re.DOTALL):
-        name = re.match(r"_ZN9rnnsearch4cuda\d+([a-z_]+)I(?:\d+(__half|__nv_bfloat16)|f)", entry)
-        assert name is not None, f"a kernel of another form than name<storage, ...>: {entry}"
+        name = re.match(r"_ZN9rnnsearch4cuda\d+([a-z_]+)(?:I\d+(__half|__nv_bfloat16)|I(f)|(E))", entry)
+        assert name is not None, f"a kernel of another form than name or name<storage, ...>: {entry}"
+        storage = name[2] or ("float" if name[3] else "none")
         numbers = dict.fromkeys(("registers", "bytes smem", "bytes spill stores", "bytes spill loads"), 0)
         for what in numbers:
             if number := re.search(rf"(\d+) {what}", said):
                 numbers[what] = int(number[1])
         registers, shared, *spills = numbers.values()
-        found.append(Cost(entry, name[1], name[2] or "float", registers, shared, sum(spills)))
+        found.append(Cost(entry, name[1], storage, registers, shared, sum(spills)))
     return found
 
 
@@ -94,8 +102,24 @@ def test_kernels_keep_to_their_budgets_and_multiply_on_tensor_cores(source: Path
     sass = subprocess.run([disassembler, "-sass", str(cubin)], capture_output=True, text=True, check=True).stdout
     bodies = {body.split(None, 1)[0]: body for body in sass.split("Function : ")[1:]}
     for cost in found:
-        multiplies = cost.storage != "float" and cost.kernel not in ATTENTION
+        multiplies = cost.storage != "float" and cost.kernel not in WITHOUT_PRODUCTS
         assert ("HMMA" in bodies[cost.entry]) == multiplies, cost
+
+
+@pytest.mark.skipif("RNNSEARCH_CUDA_TARGETS" not in os.environ, reason="takes a minute: CI asks for it")
+def test_the_extension_links_and_loads_without_a_gpu(tmp_path: Path) -> None:
+    """Against a CPU build's torch, every symbol looked up; torch's CUDA libraries have one function that it lacks."""
+    library = build_for_gpu(NVCC, tmp_path, "90")
+    program = (
+        "import sys, torch, cuda_extension, rnnsearch_kernels as rk; "
+        "module = cuda_extension.load(sys.argv[1]); "
+        "print(*module.ops(), module.build_info()['targets'])"
+    )
+    environment = os.environ | {"LD_BIND_NOW": "1", "PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{ROOT}"}
+    ran = subprocess.run([sys.executable, "-c", program, library], capture_output=True, text=True, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    *ops, target = ran.stdout.split()
+    assert target == "90" and "gru_scan" in ops and set(ops) <= {op.name for op in OPS}
 
 
 def cuobjdump() -> str | None:

@@ -82,8 +82,8 @@ def test_a_wrong_backend_is_named_and_the_exit_status_is_not_zero(op, wrong, cap
 
 
 def test_it_says_what_was_not_built(capsys, monkeypatch):
-    monkeypatch.setattr(native, "_module", None)
-    monkeypatch.setattr(native, "_missing", "the C++ extension was not built, for a reason")
+    monkeypatch.setattr(native, "_cpu", None)
+    monkeypatch.setattr(native, "_why_no_cpu", "the C++ extension was not built, for a reason")
     house._backends = {
         "cpu": rk.Backend("cpu", ("cpu",), (torch.float32,), rank=10, missing=native.why_missing()),
         "reference": house._backends["reference"],

@@ -2,11 +2,13 @@
 
 namespace rnnsearch::cuda {
 
-template const char* launch_gru_scan(const GruScanArguments<float>&, int, Stream);
-template const char* launch_gru_scan(const GruScanArguments<bfloat16>&, int, Stream);
-template const char* launch_gru_scan(const GruScanArguments<float16>&, int, Stream);
-template const char* launch_gru_scan_backward(const GruScanBackwardArguments<float>&, int, Stream);
-template const char* launch_gru_scan_backward(const GruScanBackwardArguments<bfloat16>&, int, Stream);
-template const char* launch_gru_scan_backward(const GruScanBackwardArguments<float16>&, int, Stream);
+#define RNNSEARCH_GRU(STORAGE)                                                                          \
+  template const char* launch_gru_scan(const GruScanArguments<STORAGE>&, int, Stream);                  \
+  template const char* launch_gru_scan_backward(const GruScanBackwardArguments<STORAGE>&, int, Stream); \
+  template const char* launch_gru_entering(const GruEnteringArguments<STORAGE>&, Stream);
+
+RNNSEARCH_GRU(float)
+RNNSEARCH_GRU(bfloat16)
+RNNSEARCH_GRU(float16)
 
 }  // namespace rnnsearch::cuda

@@ -36,4 +36,9 @@ const char* launch_gru_scan_backward(const GruScanBackwardArguments<Storage>& ar
   return "a block takes 8, 16 or 32 units";
 }
 
+template <typename Storage>
+const char* launch_gru_entering(const GruEnteringArguments<Storage>& arguments, Stream stream) {
+  return launch(gru_entering<Storage>, arguments, {arguments.shape.B * arguments.shape.T, 256, 0}, stream);
+}
+
 }  // namespace rnnsearch::cuda

@@ -6,6 +6,7 @@
 //   shared_memory()                                               the block's shared memory, 16-byte aligned
 //   block_barrier()                                               __syncthreads
 //   add_release(p, n)  load_acquire(p)  exchange_if_zero(p, v)    atomics of the whole grid
+//   tell_host(p, v)                                               a store that the host sees while kernels run
 //   load_fresh(p)                                                 a load that sees what other blocks wrote (no L1)
 //   load_shared(p)                                                two words or four floats of shared memory
 //   load_four(p)                                                  four values as floats, aligned to four

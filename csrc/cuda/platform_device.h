@@ -43,6 +43,10 @@ RNNSEARCH_DEVICE uint32_t load_acquire(const uint32_t* address) {
 
 RNNSEARCH_DEVICE void exchange_if_zero(uint32_t* address, uint32_t value) { atomicCAS(address, 0u, value); }
 
+RNNSEARCH_DEVICE void tell_host(uint64_t* address, uint64_t value) {
+  asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
+}
+
 RNNSEARCH_DEVICE float load_fresh(const float* p) { return __ldcg(p); }
 RNNSEARCH_DEVICE Words2 load_fresh(const Words2* p) {
   const uint2 v = __ldcg(reinterpret_cast<const uint2*>(p));

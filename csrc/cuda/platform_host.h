@@ -110,6 +110,10 @@ inline void exchange_if_zero(uint32_t* address, uint32_t value) {
   std::atomic_ref<uint32_t>(*address).compare_exchange_strong(zero, value);
 }
 
+inline void tell_host(uint64_t* address, uint64_t value) {
+  std::atomic_ref<uint64_t>(*address).store(value, std::memory_order_release);
+}
+
 template <typename T>
 T load_fresh(const T* p) {
   return *p;

@@ -24,7 +24,7 @@ LARGEST = sys.maxsize
 
 
 def chosen(table: Table, family: str, itemsize: int, size: int) -> Config:
-    """``family`` as :func:`launch.family` names it; ``size`` is the one that the table's comment names."""
+    """``family`` as :func:`families.family_of` names it; ``size`` is the one that the table's comment names."""
     classes = {**table[DEFAULT], **table.get(family, {})}[itemsize]
     return classes[min(largest for largest in classes if size <= largest)]
 

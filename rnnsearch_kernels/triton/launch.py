@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, overload
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
+from ..families import family_of
 from . import interpreting
 from .configs import Config, Table, chosen
 
@@ -47,20 +47,9 @@ def compute_type(storage: torch.dtype) -> tl.dtype:
     return _TYPES[operand_dtype(storage)]
 
 
-@cache
-def family(device: torch.device) -> str:
-    """The GPU family of ``device``: ``sm_90``, or AMD's ``gfx942``; ``cpu`` in the interpreter."""
-    if device.type != "cuda":
-        return device.type
-    if torch.version.hip is not None:
-        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"sm_{major}{minor}"
-
-
 def config_of(table: Table, storage: Tensor, size: int) -> Config:
     """How to launch a kernel on tensors of this device and storage dtype; ``size`` is what ``table`` goes by."""
-    return chosen(table, family(storage.device), storage.element_size(), size)
+    return chosen(table, family_of(storage.device), storage.element_size(), size)
 
 
 def precision() -> str:

@@ -72,7 +72,8 @@ int run(const Header& h) {
   const auto grad_states = read<float>(cells * h.H), states = read<float>(cells * h.H),
              gates = read<float>(cells * 4 * h.H);
   auto grad_input = poisoned<Input>(cells * 3 * h.H);
-  auto grad_hidden = poisoned<float>(cells * 3 * h.H), grad_state = poisoned<float>(size_t(h.B) * h.H);
+  auto grad_hidden = poisoned<Storage>(cells * 3 * h.H);
+  auto grad_state = poisoned<float>(size_t(h.B) * h.H);
   auto exchange = poisoned<Storage>(size_t(2) * h.B * 3 * padded_depth(h.H));
   const GruScanBackwardArguments<Storage> arguments{shape,
                                                     grad_states.data(),

@@ -40,7 +40,8 @@ struct StepOfRow {
   int time;
 
   RNNSEARCH_DEVICE StepOfRow(const GruShape& shape, int row, int step) {
-    const int length = shape.lengths ? static_cast<int>(shape.lengths[row]) : shape.T;
+    int length = shape.lengths ? static_cast<int>(shape.lengths[row]) : shape.T;
+    if (length > shape.T) length = shape.T;  // nobody looked at values that lie on a GPU
     within = step < length;
     time = shape.reverse && within ? length - 1 - step : step;
   }

@@ -8,7 +8,7 @@
 //                 grad_state = δ z + state_mask ∘ (q r + U_rzᵀ [grad_r, grad_z])
 //
 // A block owns units as in the forward kernel and keeps their columns of U. The gradients of the weight and the bias
-// are products and sums of grad_hidden after the launch.
+// are products and sums of grad_hidden after the launch, with what gru_entering finds.
 #pragma once
 
 #include "gru.h"
@@ -26,10 +26,10 @@ struct GruScanBackwardArguments {
   const float* gates;            // (B, T, 4H)
   void* grad_input_gates;        // (B, T, 3H), Storage or float
   bool input_is_storage;
-  float* grad_hidden;  // (B, T, 3H): the gradient of u
-  float* grad_state;   // (B, H)
-  Storage* exchange;   // (2, B, 3 padded_depth(H)): the gradient of u of even and odd steps
-  uint32_t* barriers;  // (row_groups + 1,), zero
+  Storage* grad_hidden;  // (B, T, 3H): the gradient of u, a factor of the weight's
+  float* grad_state;     // (B, H)
+  Storage* exchange;     // (2, B, 3 padded_depth(H)): the gradient of u of even and odd steps
+  uint32_t* barriers;    // (row_groups + 1,), zero
   uint32_t spin_limit;
 };
 
@@ -97,16 +97,13 @@ RNNSEARCH_KERNEL void gru_scan_backward(GruScanBackwardArguments<Storage> a) {
       }
       store_float<Storage>(a.grad_input_gates, a.input_is_storage, cell * 3 * H + H + unit, grad_z);
       store_float<Storage>(a.grad_input_gates, a.input_is_storage, cell * 3 * H + 2 * H + unit, grad_n);
-      float* const grad_hidden = a.grad_hidden + cell * 3 * H + unit;
-      grad_hidden[H] = grad_z;
-      grad_hidden[2 * H] = grad_u_n;
+      Storage* const grad_hidden = a.grad_hidden + cell * 3 * H + unit;
       Storage* const out = exchange + row * 3 * depth + unit;
-      out[depth] = from_float<Storage>(grad_z);
-      out[2 * depth] = from_float<Storage>(grad_u_n);
+      grad_hidden[H] = out[depth] = from_float<Storage>(grad_z);
+      grad_hidden[2 * H] = out[2 * depth] = from_float<Storage>(grad_u_n);
       if (shape.reset_after) {
         store_float<Storage>(a.grad_input_gates, a.input_is_storage, cell * 3 * H + unit, grad_r);
-        grad_hidden[0] = grad_r;
-        out[0] = from_float<Storage>(grad_r);
+        grad_hidden[0] = out[0] = from_float<Storage>(grad_r);
       }
     }
     if (!barrier.wait(step, 0)) return;
@@ -131,8 +128,7 @@ RNNSEARCH_KERNEL void gru_scan_backward(GruScanBackwardArguments<Storage> a) {
           carry[i] += mask * grad_reset * r;
         }
         store_float<Storage>(a.grad_input_gates, a.input_is_storage, cell * 3 * H + unit, grad_r);
-        a.grad_hidden[cell * 3 * H + unit] = grad_r;
-        exchange[row * 3 * depth + unit] = from_float<Storage>(grad_r);
+        a.grad_hidden[cell * 3 * H + unit] = exchange[row * 3 * depth + unit] = from_float<Storage>(grad_r);
       }
       if (!barrier.wait(step, 1)) return;
     }
@@ -150,6 +146,36 @@ RNNSEARCH_KERNEL void gru_scan_backward(GruScanBackwardArguments<Storage> a) {
   }
   for (int i = thread_index(); i < items; i += thread_count()) {
     a.grad_state[size_t(part.first_row + i / part.units) * H + part.first_unit + i % part.units] = carry[i];
+  }
+}
+
+// The other factors of the weight's gradient, zero past a row's length: d, and r ∘ d where the reset comes first.
+template <typename Storage>
+struct GruEnteringArguments {
+  GruShape shape;
+  const float* state;       // (B, H)
+  const float* state_mask;  // (B, H) or null
+  const float* states;      // (B, T, H)
+  const float* gates;       // (B, T, 4H)
+  Storage* entering;        // (B, T, H)
+  Storage* reset;           // (B, T, H) or null
+};
+
+// A block a row and step.
+template <typename Storage>
+RNNSEARCH_KERNEL void gru_entering(GruEnteringArguments<Storage> a) {
+  const GruShape& shape = a.shape;
+  const int row = block_index() / shape.T, step = block_index() % shape.T;
+  const StepOfRow at(shape, row, step);
+  const size_t H = shape.H, cell = size_t(row) * shape.T + at.time;
+  for (size_t unit = thread_index(); unit < H; unit += thread_count()) {
+    float entering = 0;
+    if (at.within) {
+      const float mask = a.state_mask ? a.state_mask[row * H + unit] : 1;
+      entering = mask * old_state(shape, a.state, a.states, row, step, unit);
+    }
+    a.entering[cell * H + unit] = from_float<Storage>(entering);
+    if (a.reset) a.reset[cell * H + unit] = from_float<Storage>(entering * a.gates[cell * 4 * H + unit]);
   }
 }
 

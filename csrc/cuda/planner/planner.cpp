@@ -22,8 +22,9 @@ Plan lay(const Problem& p, int64_t row_groups, int64_t units) {
   plan.shared_bytes = plan.weight_bytes + sums + carry + verdict;
   // What the blocks exchange: d of two steps and r d, or the gradient of the three gates of two steps.
   const int64_t exchange = (p.backward ? 6 : 3) * p.B * depth * size, counters = (plan.row_groups + 1) * 4;
-  const int64_t grad_hidden = p.backward ? p.B * p.T * 3 * p.H * 4 : 0;
-  plan.workspace_bytes = exchange + counters + grad_hidden;
+  // The factors of the weight's gradient: that of u, d, and r d where the reset comes first.
+  const int64_t factors = p.backward ? p.B * p.T * (p.reset_after ? 4 : 5) * p.H * size : 0;
+  plan.workspace_bytes = exchange + counters + factors;
   plan.barriers_per_step = p.reset_after ? 1 : 2;
   plan.barriers = plan.barriers_per_step * p.T;
   return plan;
