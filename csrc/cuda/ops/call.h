@@ -44,10 +44,10 @@ class Call : public Signature {
     if (error != nullptr)
       throw std::runtime_error("rnnsearch::" + std::string(op_) + "." RNNSEARCH_OVERLOAD ": " + error);
   }
-  // After a launch whose blocks wait for one another: `barriers` are its words, Stopped's the last.
-  void settle(Scan scan, const Tensor& barriers, std::initializer_list<Tensor> results) const {
+  // After a launch whose blocks wait for one another: `stopped` is its word.
+  void settle(Scan scan, const uint32_t* stopped, std::initializer_list<Tensor> results) const {
     SettleArguments a{};
-    a.stopped = pointer<uint32_t>(barriers) + barriers.numel() - 1;
+    a.stopped = stopped;
     a.who = Report::of(static_cast<uint32_t>(scan), 0);
     a.report = report_word();
     for (const Tensor& result : results) {

@@ -42,7 +42,7 @@ std::tuple<Tensor, Tensor> gru_scan_op(const Tensor& input_gates_, const Tensor&
     a.spin_limit = spin_limit();
     call.launched(launch_gru_scan(a, plan.threads, call.stream()));
   });
-  call.settle(Scan::gru_scan, barriers, {states, gates});
+  call.settle(Scan::gru_scan, pointer<uint32_t>(barriers) + plan.row_groups, {states, gates});
   return {states, gates};
 }
 

@@ -62,7 +62,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gru_scan_backward_op(const Tensor& gr
     e.reset = reset_after ? nullptr : pointer<S>(reset);
     call.launched(launch_gru_entering(e, call.stream()));
   });
-  call.settle(Scan::gru_scan_backward, barriers, {grad_input_gates, grad_state, grad_hidden});
+  call.settle(Scan::gru_scan_backward, pointer<uint32_t>(barriers) + plan.row_groups,
+              {grad_input_gates, grad_state, grad_hidden});
 
   using torch::stable::narrow;
   Tensor grad_hidden_weight = call.empty({3 * H, H}, call.storage());
