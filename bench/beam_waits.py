@@ -2,6 +2,7 @@
 
 Every step of a search at the paper's sizes, one sentence and a beam of 12, runs under a mark; the calls of the CUDA
 runtime that wait for the device must all lie outside the marks: before the first step, in the checks, after the last.
+Once the search captures its step, and once it replays the one that an earlier search has kept.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable
 from functools import partial
 
 import torch
-from rnnsearch import fixed_search
+from rnnsearch import fixed_search, kept_search
 from rnnsearch.beam_search import beam_search
 from rnnsearch.replay import WARM_UP, Replayed
 from weights import Settings, Weights
@@ -50,7 +51,7 @@ def main() -> int:
     backends = tuple(backend.name for backend in rnnsearch_kernels.list_backends() if backend.missing is None)
     weights = Weights(WORKLOADS["paper"], Settings(device, backends, compile=False))
     w, status = weights.workload, 0
-    fixed_search.Replayed = Marked  # type: ignore[misc]
+    fixed_search.Replayed = kept_search.Replayed = Marked  # type: ignore[misc]
     for backend in weights.settings.able(torch.float32, "linear", "decoder_step", "vocabulary_topk"):
         with torch.inference_mode():
             model = weights.model(backend, torch.float32)
@@ -58,14 +59,15 @@ def main() -> int:
             state = torch.tanh(weights.randn(1, w.hidden_size))
             options = {"bos_id": 1, "eos_id": 2, "beam_size": w.beam_size, "min_length": STEPS, "max_length": STEPS}
             search = partial(beam_search, model.step, state, prepared, **options, engine="graph")
-            search()
-            activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-            with torch.profiler.profile(activities=activities) as profile:
-                search()
-        events = [(event.name, event.time_range.start, event.time_range.end) for event in profile.events()]
-        found = waits_inside(events)
-        print(f"{backend}: {len(found)} waits inside {STEPS - WARM_UP} replayed steps {sorted(set(found)) or ''}")
-        status = status or int(bool(found))
+            for name, key in (("captured", None), ("kept", model._graph_key(None))):
+                search(graph_key=key)
+                activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+                with torch.profiler.profile(activities=activities) as profile:
+                    search(graph_key=key)
+                events = [(event.name, event.time_range.start, event.time_range.end) for event in profile.events()]
+                marks, found = sum(event[0] == MARK for event in events), waits_inside(events)
+                print(f"{backend}, {name}: {len(found)} waits inside {marks} replayed steps {sorted(set(found)) or ''}")
+                status = status or int(bool(found))
     return status
 
 

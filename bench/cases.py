@@ -148,7 +148,8 @@ def beam_search_case(weights: Weights, sentences: int, steps: int) -> Case:
         return search(EagerSearch(eager), state.to(values.dtype), prepared, engine="shrinking")[:2]
 
     def ours(model: RNNSearch, values: Tensor) -> Any:
-        return search(model.step, state, model.prepare(values))[:2]
+        # As RNNSearch.generate has it: the graph of a step is kept from search to search.
+        return search(model.step, state, model.prepare(values), graph_key=model._graph_key(None))[:2]
 
     calls: dict[Contender, Call] = {}
     for dtype in settings.dtypes:

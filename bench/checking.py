@@ -27,29 +27,51 @@ def errors(case: Case, results: Any, truth: Any) -> list[tuple[float, float]]:
     ]
 
 
-def check(case: Case) -> dict[Contender, list[tuple[float, float]]]:
-    """Everybody's `errors`; raise :class:`Mismatch` where one is further from float64 than its dtype explains.
+Errors = dict[Contender, list[tuple[float, float]]]
+
+
+def judged(case: Case) -> tuple[Errors, dict[Contender, str]]:
+    """Everybody's `errors`, and what is wrong with whom: further from float64 than its dtype explains, or no result.
 
     The RMS error may be twice that of eager in the same dtype, or 8 eps of the largest value where that is more;
     eager's own may be 32 eps of it, and so may that of whoever comes first where eager was left out.
     """
-    everybody: dict[Contender, list[tuple[float, float]]] = {}
+    everybody: Errors = {}
+    complaints: dict[Contender, str] = {}
     for dtype in dict.fromkeys(contender.dtype for contender in case.calls):
         truth = case.truth(dtype)
         eager: list[tuple[float, float]] = []
         for contender, call in case.calls.items():
             if contender.dtype != dtype:
                 continue
-            found = everybody[contender] = errors(case, call(), truth)
+            who = f"{contender.backend} in {str(dtype).removeprefix('torch.')}"
+            try:
+                found = errors(case, call(), truth)
+            except torch.OutOfMemoryError as error:
+                complaints[contender] = f"{case.workload.name} {case.op}: {who}: {str(error).splitlines()[0]}"
+                continue
+            everybody[contender] = found
             first = not eager  # and that is eager, where it is there
             eager = eager or found
             for place, ((error, largest), (eager_error, _)) in enumerate(zip(found, eager, strict=True)):
                 unit = torch.finfo(dtype).eps * largest
                 allowed = EAGER_UNITS * unit if first else max(TIMES_EAGER * eager_error, UNITS * unit)
-                if not error <= allowed:
-                    raise Mismatch(
-                        f"{case.workload.name} {case.op}: result {place} of {contender.backend} in "
-                        f"{str(dtype).removeprefix('torch.')} is {error:.3g} (RMS) from float64; "
+                if not error <= allowed and contender not in complaints:
+                    complaints[contender] = (
+                        f"{case.workload.name} {case.op}: result {place} of {who} is {error:.3g} (RMS) from float64; "
                         f"{allowed:.3g} would be explained by its dtype"
                     )
+    return everybody, complaints
+
+
+def check(case: Case) -> Errors:
+    """Everybody's `errors`; raise :class:`Mismatch` where somebody is wrong."""
+    everybody, complaints = judged(case)
+    for complaint in complaints.values():
+        raise Mismatch(complaint)
     return everybody
+
+
+def worst(found: list[tuple[float, float]]) -> float:
+    """The largest RMS error of a result or gradient, over its largest value."""
+    return max(error / largest for error, largest in found if largest > 0)

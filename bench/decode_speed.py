@@ -207,6 +207,8 @@ def main(given: Sequence[str] | None = None) -> int:
                     found = measure(build(), settings, effort, probe, options.threads)
                     rows += found
                     print("\n".join(table(found)), flush=True)
+                    if options.json:
+                        write_json(options.json, rows)
         except Mismatch as error:
             print(f"MISMATCH, so nothing more is timed: {error}", file=sys.stderr)
             return 1

@@ -1,13 +1,18 @@
 """Everything there is to check on a GPU, in one run: is it right, is it clean, is it fast.
 
-Each stage is a process of its own with a time limit; what it prints and how it ended lie in a folder as it goes. A
-stage that failed does not stop the others. Run again, it goes on with what has not passed yet. At its end it prints the
-table for the README: what was promised, and what was measured.
+    python bench/gpu_check.py                      everything, in hours
+    python bench/gpu_check.py --quick --minutes 10 what says most in ten minutes
+
+Each stage is a process of its own with a time limit; what it prints and how it ended lie in a folder as it goes, and
+report.md there, written anew after every stage, holds the table for the README (what was promised, and what was
+measured) and the end of every stage's output. A stage that failed does not stop the others. Run again, it goes on with
+what has not passed yet.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -19,12 +24,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import rnnsearch
 import torch
 from machine import ROOT, commit, header
-from promises import summary
+from promises import OUTPUTS, report
 
+import rnnsearch_kernels
+
+PACKAGES = (rnnsearch_kernels, rnnsearch)
 BENCH = Path(__file__).resolve().parent
 SANITIZER_EXIT = 86
+# A stage that would have less is not begun.
+LEAST_S = 10.0
+TEST_PROCESSES = 8
+# By what is in a test's name: its device, or that it needs one. The sources' own tests need a compiler.
+ON_A_GPU = "(cuda or gpu) and not test_cuda_ and not test_gpu_check"
 
 
 @dataclass(frozen=True)
@@ -40,12 +54,11 @@ class Stage:
 
 def stages(folder: Path) -> list[Stage]:
     """Right first, then clean, then fast."""
-    python = sys.executable
     found = [
-        Stage("selftest", (python, "-m", "rnnsearch_kernels"), 900),
-        Stage("tests", (python, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "tests")), 3600),
-        *(_sanitizer(tool) for tool in ("memcheck", "racecheck", "initcheck")),
-        Stage("beam_waits", (python, "beam_waits.py"), 600),
+        Stage("selftest", (sys.executable, "-m", "rnnsearch_kernels"), 900),
+        _tests("tests", 3600),
+        *(_sanitizer(tool, 1800) for tool in ("memcheck", "racecheck", "initcheck")),
+        _program("beam_waits", 600),
     ]
     for program, workloads, flags in (
         ("decode_speed", ("tiny", "small", "paper", "speech"), ()),
@@ -53,21 +66,66 @@ def stages(folder: Path) -> list[Stage]:
         ("loss_speed", ("small", "paper"), ()),
         ("train_speed", ("small", "paper"), ("--all",)),
     ):
-        for workload in workloads:
-            name = f"{program}-{workload}"
-            file = ("--json", str(folder / f"{name}.rows.json"))
-            command = (python, f"{program}.py", "--device", "cuda", "--workload", workload, *flags, *file)
-            found.append(Stage(name, command, 2400))
+        found += [_timed(program, workload, folder, 2400, *flags) for workload in workloads]
     return found
 
 
-def _sanitizer(tool: str) -> Stage:
+def quick_stages(folder: Path) -> list[Stage]:
+    """What says most in ten minutes, in the same order; a stage's limit leaves those behind it their time."""
+    training = ("--part", "scan", "--pass", "forward+backward", "--dtype", "bfloat16", "--quick")
+    training += ("--contender", ",".join(("eager", "graph", "compile", "compile_graph", *_ours())))
+    return [
+        Stage("selftest", (sys.executable, "-m", "rnnsearch_kernels"), 150),
+        _tests("tests", 150, "-k", ON_A_GPU),
+        _program("beam_waits", 60),
+        _timed("scan_speed", "paper", folder, 150, *training),
+        _timed("decode_speed", "paper", folder, 90, "--quick"),
+        _timed("scan_speed", "speech16", folder, 120, *training),
+        _timed("scan_speed", "small", folder, 120, *training),
+        _sanitizer("memcheck", 120),
+        _sanitizer("racecheck", 120),
+        _sanitizer("initcheck", 120),
+    ]
+
+
+def _ours() -> list[str]:
+    return [
+        backend.name
+        for backend in rnnsearch_kernels.list_backends()
+        if "cuda" in backend.devices and backend.missing is None
+    ]
+
+
+def _tests(name: str, limit_s: float, *flags: str) -> Stage:
+    side_by_side = ("-n", str(TEST_PROCESSES)) if importlib.util.find_spec("xdist") else ()
+    command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *side_by_side, *flags)
+    return Stage(name, (*command, str(ROOT / "tests")), limit_s)
+
+
+def _program(name: str, limit_s: float) -> Stage:
+    return Stage(name, (sys.executable, f"{name}.py"), limit_s)
+
+
+def _timed(program: str, workload: str, folder: Path, limit_s: float, *flags: str) -> Stage:
+    name = f"{program}-{workload}"
+    file = ("--json", str(folder / f"{name}.rows.json"))
+    command = (sys.executable, f"{program}.py", "--device", "cuda", "--workload", workload, *flags, *file)
+    return Stage(name, command, limit_s)
+
+
+def _sanitizer(tool: str, limit_s: float) -> Stage:
     program = compute_sanitizer()
     # With the caching allocator, an access past one tensor's end would lie inside another's memory.
     env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     command = (str(program), "--tool", tool, "--error-exitcode", str(SANITIZER_EXIT))
     missing = None if program else "compute-sanitizer is not here: pip install nvidia-cuda-sanitizer-api"
-    return Stage(tool, (*command, sys.executable, "small_shapes.py"), 1800, env, missing)
+    return Stage(tool, (*command, sys.executable, "small_shapes.py"), limit_s, env, missing)
+
+
+def search_path() -> str:
+    """Where this process has found the packages: a stage runs in another folder."""
+    given = [str(Path(folder).resolve()) for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    return os.pathsep.join([*given, *(str(Path(module.__file__ or "").resolve().parents[1]) for module in PACKAGES)])
 
 
 def compute_sanitizer() -> Path | None:
@@ -85,26 +143,30 @@ def compute_sanitizer() -> Path | None:
     return None
 
 
-def perform(stage: Stage, folder: Path) -> dict[str, object]:
-    """Run a stage; its output goes to ``NAME.txt``, how it ended to ``NAME.json``, which is also returned."""
+def perform(stage: Stage, folder: Path, left_s: float = float("inf")) -> dict[str, object]:
+    """Run a stage in at most ``left_s``; its output goes to ``NAME.txt``, how it ended to ``NAME.json``, which is also
+    returned."""
     begin = time.perf_counter()
     log = folder / f"{stage.name}.txt"
     record: dict[str, object] = {"stage": stage.name, "command": list(stage.command), "commit": commit()}
     if stage.missing is not None:
         log.write_text(stage.missing + "\n")
         status = "missing"
+    elif left_s < LEAST_S:
+        log.write_text("there was no time left for it\n")
+        status = "not begun"
     else:
         with log.open("w") as output:
             try:
                 process = subprocess.Popen(
                     stage.command,
                     cwd=BENCH,
-                    env={**os.environ, **stage.env},
+                    env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": search_path(), **stage.env},
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
-                status = _wait(process, stage.limit_s)
+                status = _wait(process, min(stage.limit_s, left_s))
                 record["exit"] = process.returncode
             except OSError as error:
                 output.write(f"{error}\n")
@@ -126,26 +188,35 @@ def _wait(process: subprocess.Popen, limit_s: float) -> str:
 
 
 def passed_before(stage: Stage, folder: Path) -> bool:
-    """At this very commit; what was measured of another is measured again."""
+    """By this command, at this very commit; what was measured of another is measured again."""
     try:
         record = json.loads((folder / f"{stage.name}.json").read_text())
     except (OSError, json.JSONDecodeError):
         return False
-    return record.get("status") == "passed" and record.get("commit") == commit()
+    same = (record.get("commit"), record.get("command")) == (commit(), list(stage.command))
+    return same and record.get("status") == "passed"
 
 
 def run_stages(
-    chosen: Sequence[Stage], folder: Path, *, again: bool, say: Callable[[str], None] = print
+    chosen: Sequence[Stage],
+    folder: Path,
+    *,
+    again: bool,
+    minutes: float | None = None,
+    say: Callable[[str], None] = print,
 ) -> dict[str, str]:
-    """Each stage's status by name, in order; a stage that fails does not keep the next from its turn."""
+    """Each stage's status by name, in order; a stage that fails does not keep the next from its turn. All together take
+    ``minutes`` at most."""
+    end = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     statuses: dict[str, str] = {}
     for stage in chosen:
         if not again and passed_before(stage, folder):
             statuses[stage.name] = "passed"
             say(f"{stage.name:<22} passed before")
             continue
-        record = perform(stage, folder)
+        record = perform(stage, folder, end - time.monotonic())
         statuses[stage.name] = str(record["status"])
+        (folder / "report.md").write_text("\n".join(report(folder)) + "\n")
         say(f"{stage.name:<22} {record['status']:<12} {record['seconds']:>8} s   {folder / stage.name}.txt")
     return statuses
 
@@ -153,14 +224,18 @@ def run_stages(
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpu_check.py", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("gpu-check"), help="where everything is written")
-    parser.add_argument("--only", metavar="NAMES", help="stages, comma-separated; --list names them")
+    parser.add_argument("--stage", metavar="NAMES", help="stages, comma-separated; --list names them")
+    parser.add_argument("--quick", action="store_true", help="what says most in ten minutes")
+    parser.add_argument("--minutes", type=float, metavar="N", help="for all stages together; no limit by default")
     parser.add_argument("--again", action="store_true", help="also what has passed before")
     parser.add_argument("--list", action="store_true", help="name the stages with their limits and end")
     options = parser.parse_args(given)
     options.folder = options.folder.absolute()
-    options.stages = stages(options.folder)
-    if options.only:
-        names = options.only.split(",")
+    options.stages = quick_stages(options.folder) if options.quick else stages(options.folder)
+    if options.minutes is not None and not options.minutes > 0:
+        parser.error(f"--minutes must be above 0; got {options.minutes:g}")
+    if options.stage:
+        names = options.stage.split(",")
         known = [stage.name for stage in options.stages]
         unknown = [name for name in names if name not in known]
         if unknown:
@@ -182,10 +257,16 @@ def main(given: Sequence[str] | None = None) -> int:
     lines = header(torch.device("cuda"), torch.get_num_threads())
     (options.folder / "machine.txt").write_text("\n".join(lines) + "\n")
     print("\n".join(lines), flush=True)
-    statuses = run_stages(options.stages, options.folder, again=options.again, say=lambda line: print(line, flush=True))
-    table = "\n".join(summary(options.folder))
-    (options.folder / "summary.md").write_text(table + "\n")
-    print(f"\n{table}")
+    statuses = run_stages(
+        options.stages,
+        options.folder,
+        again=options.again,
+        minutes=options.minutes,
+        say=lambda line: print(line, flush=True),
+    )
+    lines = list(report(options.folder))
+    (options.folder / "report.md").write_text("\n".join(lines) + "\n")
+    print("\n" + "\n".join(lines[: lines.index(OUTPUTS)]))
     return 0 if all(status == "passed" for status in statuses.values()) else 1
 
 

@@ -35,6 +35,8 @@ class Row:
     floor: str | None
     noisy: bool
     outside_products: float | None = None
+    saved_mb: float | None = None  # kept between a forward pass and its backward pass
+    error: float | None = None  # against float64: the largest RMS error of a result, over its largest value
 
     def json(self) -> dict[str, object]:
         fields = asdict(self)

@@ -73,6 +73,14 @@ def both(loop: Loop, leaves: Sequence[Tensor], inputs: Sequence[Tensor], cotange
     return [*(result.detach() for result in results), *torch.autograd.grad(results, leaves, cotangents)]
 
 
+def forward_of(call: Call) -> tuple[Call, Sequence[Tensor]] | None:
+    """The forward pass alone of a call of both, and the leaves; None of another."""
+    if not isinstance(call, partial) or call.func is not both:
+        return None
+    loop, leaves, inputs, _ = call.args
+    return partial(loop, *inputs), leaves
+
+
 def forward_only(loop: Loop, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     with torch.no_grad():
         return loop(*inputs)

@@ -19,12 +19,12 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 import torch
 from baselines import why_not_compiled
 from cases import Case, Contender
-from checking import Mismatch, check
+from checking import judged, worst
 from command import command_line, run, settled
 from machine import header
 from report import Row, write_json
-from scan_cases import AUTOCAST, PRODUCTS, contender_names, gru_case, name_of, products, scan_case
-from timing import NOISY, NoiseProbe, interleaved, outside_products, peak_mb
+from scan_cases import PRODUCTS, contender_names, forward_of, gru_case, name_of, products, scan_case
+from timing import NOISY, Call, NoiseProbe, interleaved, outside_products, peak_mb, saved_mb
 from weights import Settings, Weights
 from workloads import Workload
 
@@ -34,13 +34,14 @@ PARTS = {name_of(op, after): (op, after) for op in CASES for after in (True, Fal
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in Settings.dtypes}
 
 HEADING = f"    {'backend':<22}{'dtype':<10}{'median ms':>9}  {'p25 – p75':<18}{'× eager':>7}{'× products':>12}"
-HEADING += f"{'outside':>9}{'peak MB':>9}"
+HEADING += f"{'outside':>9}{'peak MB':>9}{'saved MB':>10}{'error':>9}"
 LEGEND = """\
 median and quartiles of interleaved calls, keys and input gates included; × eager: the first row over this one, where
 that is eager or nn.GRU; × products: this row over the same matrix products in the same dtype alone; outside: the share
 of its time that is not in the library's matrix products, of one profiled call; autocast: float32 parameters and inputs,
-products in bfloat16; peak: allocated through PyTorch during a call, without what a CUDA graph keeps; ~ : the machine
-was noisy meanwhile"""
+products in bfloat16; peak: allocated through PyTorch during a call, without what a CUDA graph keeps; saved: kept from
+the forward pass for the backward pass, beside inputs and parameters; error: against float64, the largest RMS error of a
+result or gradient over its largest value; ~ : the machine was noisy meanwhile"""
 
 
 def arguments(given: Sequence[str] | None) -> tuple[argparse.Namespace, Settings, list[Workload]]:
@@ -83,7 +84,29 @@ def chosen(flag: str, names: str | None, known: Iterable[str]) -> tuple[str, ...
     return tuple(name for name in known if name in wanted)
 
 
-def measure(cases: Sequence[Case], pass_: str, weights: Weights, least: int, probe: NoiseProbe) -> list[Row]:
+def right(case: Case, found: dict[tuple[str, Contender], float]) -> tuple[Case, list[str]]:
+    """``case`` without those whose results are wrong, and what is wrong with them; everybody's error goes to
+    ``found``."""
+    everybody, complaints = judged(case)
+    found.update({(case.op, contender): worst(errors) for contender, errors in everybody.items()})
+    calls = {contender: call for contender, call in case.calls.items() if contender not in complaints}
+    return replace(case, calls=calls), list(complaints.values())
+
+
+def saved(call: Call) -> float | None:
+    """:func:`timing.saved_mb` of a call that has a backward pass, and is no graph's."""
+    parts = forward_of(call)
+    return None if parts is None else saved_mb(*parts)
+
+
+def measure(
+    cases: Sequence[Case],
+    pass_: str,
+    weights: Weights,
+    least: int,
+    probe: NoiseProbe,
+    errors: Mapping[tuple[str, Contender], float],
+) -> list[Row]:
     """Time all cases in turn, the same products among them."""
     settings = weights.settings
     calls = {(case.op, *contender): call for case in cases for contender, call in case.calls.items()}
@@ -97,6 +120,8 @@ def measure(cases: Sequence[Case], pass_: str, weights: Weights, least: int, pro
     peaks = {key: None if key[1] == PRODUCTS else peak_mb(call, settings.device) for key, call in calls.items()}
     on_cpu = settings.device.type == "cpu"
     outside = {key: outside_products(call) if on_cpu else None for key, call in calls.items()}
+    # A compiled function would be compiled again for the hooks that count.
+    kept = {key: None if key[1].startswith("compile") else saved(call) for key, call in calls.items()}
     return [
         Row(
             workload=weights.workload.name,
@@ -117,6 +142,8 @@ def measure(cases: Sequence[Case], pass_: str, weights: Weights, least: int, pro
             floor=None,
             noisy=noisy,
             outside_products=outside[op, backend, dtype],
+            saved_mb=kept[op, backend, dtype],
+            error=errors.get((op, Contender(backend, dtype))),
         )
         for (op, backend, dtype), timing in zip(calls, timings.values(), strict=True)
     ]
@@ -134,17 +161,10 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         products = [other for other in rows if (other.backend, other.dtype) == (PRODUCTS, row.dtype)]
         line += f"{row.median_ms / products[0].median_ms:>12.2f}" if products else f"{'':>12}"
         line += f"{row.outside_products:>9.0%}" if row.outside_products is not None else f"{'':>9}"
-        line += f"{row.peak_mb:>9.1f}" if row.peak_mb is not None else ""
-        yield line
-
-
-def error_lines(found: Mapping[Contender, list[tuple[float, float]]]) -> Iterator[str]:
-    """How far from float64 bfloat16 is, beside float32: the largest RMS error of a result or gradient over its largest
-    value."""
-    for contender, errors in found.items():
-        if contender.backend.removesuffix(AUTOCAST) in ("eager", "cpu"):
-            worst = max(error / largest for error, largest in errors if largest > 0)
-            yield f"    error of {contender.backend} {str(contender.dtype)[6:]}: {worst:.2g}"
+        line += f"{row.peak_mb:>9.1f}" if row.peak_mb is not None else f"{'':>9}"
+        line += f"{row.saved_mb:>10.1f}" if row.saved_mb is not None else f"{'':>10}"
+        line += f"{row.error:>9.2g}" if row.error is not None else ""
+        yield line.rstrip()
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -156,33 +176,34 @@ def main(given: Sequence[str] | None = None) -> int:
     probe = NoiseProbe(settings.device)
     for line in header(settings.device, options.threads):
         print(line, flush=True)
-    try:
-        for workload in workloads:
-            weights = Weights(workload, settings)
-            print(f"\n{workload}\n{HEADING}", flush=True)
-            for pass_, op in itertools.product(options.pass_, CASES):
-                torch.compiler.reset()
-                parts = [after for name, after in (PARTS[part] for part in options.part) if name == op]
-                cases = [CASES[op](weights, backward=PASSES[pass_], reset_after=after) for after in parts]
-                cases = [case for case in cases if case.calls]
-                found = [check(case) for case in cases]
-                if not cases:
-                    continue
-                timed = measure(cases, pass_, weights, least, probe)
-                rows += timed
-                print("\n".join(table(timed)), flush=True)
-                if cases[0].op == "scan" and PASSES[pass_]:
-                    print("\n".join(error_lines(found[0])), flush=True)
-    except Mismatch as error:
-        print(f"MISMATCH, so nothing more is timed: {error}", file=sys.stderr)
-        return 1
+    status = 0
+    for workload in workloads:
+        weights = Weights(workload, settings)
+        print(f"\n{workload}\n{HEADING}", flush=True)
+        for pass_, op in itertools.product(options.pass_, CASES):
+            torch.compiler.reset()
+            parts = [after for name, after in (PARTS[part] for part in options.part) if name == op]
+            cases = []
+            found: dict[tuple[str, Contender], float] = {}
+            for after in parts:
+                case, complaints = right(CASES[op](weights, backward=PASSES[pass_], reset_after=after), found)
+                for complaint in complaints:
+                    print(f"MISMATCH, so it is not timed: {complaint}", file=sys.stderr, flush=True)
+                    status = 1
+                cases += [case] if case.calls else []
+            if not cases:
+                continue
+            timed = measure(cases, pass_, weights, least, probe, found)
+            rows += timed
+            print("\n".join(table(timed)), flush=True)
+            if options.json:
+                write_json(options.json, rows)
     if not rows:
-        print("nothing was timed: none of these contenders is in these parts and dtypes", file=sys.stderr)
-        return 2
+        if not status:
+            print("nothing was timed: none of these contenders is in these parts and dtypes", file=sys.stderr)
+        return status or 2
     print(f"\n{LEGEND}\n{time.perf_counter() - begin:.0f} s; noise: up to {probe.worst:.0%} between and within probes")
-    if options.json:
-        write_json(options.json, rows)
-    return 0
+    return status
 
 
 if __name__ == "__main__":

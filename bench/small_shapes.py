@@ -23,8 +23,8 @@ def main() -> int:
         return 2
     wrong = 0
     for backend in rnnsearch_kernels.list_backends():
-        if not runs_on(backend, "cuda"):
-            continue
+        if "cuda" not in backend.devices or not runs_on(backend, "cuda"):
+            continue  # the reference's kernels are torch's
         for outcome in check(backend, "cuda"):
             wrong += outcome.complaint is not None
             print(f"{backend.name} {outcome.op} {outcome.dtype}: {outcome.complaint or 'right'}", flush=True)

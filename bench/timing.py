@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 Call = Callable[[], Any]
 
@@ -123,6 +124,23 @@ def peak_mb(call: Call, device: torch.device) -> float:
         now += change
         peak = max(peak, now)
     return peak / 1e6
+
+
+def saved_mb(forward: Call, leaves: Sequence[Tensor]) -> float:
+    """Megabytes that a forward pass keeps for its backward pass, in tensors that do not share a leaf's memory."""
+    theirs = {leaf.untyped_storage().data_ptr() for leaf in leaves}
+    kept: dict[int, int] = {}
+
+    def pack(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in theirs:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        results = forward()  # they hold what was saved, so that no address comes twice
+    del results
+    return sum(kept.values()) / 1e6
 
 
 class NoiseProbe:

@@ -39,7 +39,7 @@ def test_right_comes_before_clean_and_clean_before_fast(bench, tmp_path: Path) -
         *(f"train_speed-{workload}" for workload in ("small", "paper")),
     ]
     known = bench("workloads").WORKLOADS
-    for stage in bench("gpu_check").stages(tmp_path):
+    for stage in (*bench("gpu_check").stages(tmp_path), *bench("gpu_check").quick_stages(tmp_path)):
         assert stage.limit_s > 0
         if "--workload" in stage.command:
             assert stage.command[stage.command.index("--workload") + 1] in known
@@ -52,6 +52,56 @@ def test_every_promise_reads_a_file_that_a_stage_writes(bench, tmp_path: Path) -
     written = {stage.command[stage.command.index("--json") + 1] for stage in stages if "--json" in stage.command}
     for promise in bench("promises").PROMISES:
         assert str(tmp_path / f"{promise.file}.rows.json") in written
+    quick = bench("gpu_check").quick_stages(tmp_path)
+    assert written >= {stage.command[-1] for stage in quick if "--json" in stage.command}
+
+
+def test_a_quick_run_has_every_kind_of_check_and_its_commands_are_understood(
+    bench, tmp_path: Path, monkeypatch
+) -> None:
+    stages = bench("gpu_check").quick_stages(tmp_path)
+    assert {stage.name.split("-")[0] for stage in stages} == {
+        "selftest", "tests", "beam_waits", "scan_speed", "decode_speed", "memcheck", "racecheck", "initcheck"
+    }  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for stage in stages:
+        if "--workload" in stage.command:
+            program = bench(stage.command[1].removesuffix(".py"))
+            # As on a GPU, but for what only one has.
+            monkeypatch.setattr(bench("command"), "usable", lambda names, device: ("triton", "reference"))
+            _, settings, workloads = program.arguments(stage.command[2:])
+            assert settings.device.type == "cuda" and [stage.name.split("-")[1]] == [each.name for each in workloads]
+
+
+def test_a_run_with_so_many_minutes_begins_no_stage_without_time_and_cuts_the_last(bench, tmp_path: Path) -> None:
+    check = bench("gpu_check")
+    slow, never = check.Stage("slow", python("import time; time.sleep(600)"), 60), check.Stage("never", python(""), 60)
+    check.LEAST_S = 2.0
+    begin = time.perf_counter()
+    statuses = check.run_stages([slow, never], tmp_path, again=False, minutes=0.04, say=lambda line: None)
+    assert statuses == {"slow": "out of time", "never": "not begun"} and time.perf_counter() - begin < 30
+    assert "| never | not begun |" in (tmp_path / "report.md").read_text()
+
+
+def test_the_report_is_written_as_it_goes_and_shows_the_end_of_what_failed_first(bench, tmp_path: Path) -> None:
+    check, seen = bench("gpu_check"), []
+    stages = [
+        check.Stage("a_right_one", python("print('fine')"), 60),
+        check.Stage("wrong", python("print('line\\n' * 200); raise SystemExit('the reason')"), 60),
+    ]
+    check.run_stages(stages, tmp_path, again=False, say=lambda line: seen.append((tmp_path / "report.md").read_text()))
+    assert "fine" in seen[0] and "wrong" not in seen[0]
+    text = seen[1]
+    assert text.index("### wrong: failed") < text.index("### a_right_one: passed") and "the reason" in text
+    assert "lines before)" in text
+
+
+def test_a_stage_finds_the_packages_from_its_own_folder(bench, tmp_path: Path, monkeypatch) -> None:
+    check = bench("gpu_check")
+    monkeypatch.setenv("PYTHONPATH", ".")
+    code = "import rnnsearch, rnnsearch_kernels; print(rnnsearch_kernels.__file__)"
+    assert check.perform(check.Stage("finds", python(code), 120), tmp_path)["status"] == "passed"
+    assert (tmp_path / "finds.txt").read_text().strip() == str(Path(check.rnnsearch_kernels.__file__))
 
 
 def test_a_failing_a_slow_and_a_missing_stage_are_reported_and_the_others_go_on(bench, tmp_path: Path) -> None:
@@ -100,11 +150,11 @@ def test_what_passed_is_not_run_again_unless_it_is_asked_for_or_the_commit_moved
     assert run() == 2
 
 
-def test_only_takes_stages_by_name_and_names_them_where_one_is_wrong(bench, capsys) -> None:
+def test_a_choice_takes_stages_by_name_and_names_them_where_one_is_wrong(bench, capsys) -> None:
     check = bench("gpu_check")
-    assert [stage.name for stage in check.arguments(["--only", "racecheck,tests"]).stages] == ["tests", "racecheck"]
+    assert [stage.name for stage in check.arguments(["--stage", "racecheck,tests"]).stages] == ["tests", "racecheck"]
     with pytest.raises(SystemExit):
-        check.arguments(["--only", "speed"])
+        check.arguments(["--stage", "speed"])
     assert "a stage must be one of ['selftest', 'tests'," in capsys.readouterr().err
 
 

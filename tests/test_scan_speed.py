@@ -59,8 +59,11 @@ def test_what_is_asked_for_is_timed_and_nothing_else(
     found = [f"{row['op']} {row['pass']} {row['backend'].replace(' ', '+')} {row['dtype']}" for row in rows]
     assert found == expected
     said = capsys.readouterr().out
-    assert ("error of eager bfloat16" in said) == ("bfloat16" in given)
     assert all(row["backend"] in said and row["median_ms"] > 0 for row in rows)
+    for row in rows:
+        assert (row["error"] is None) == (row["backend"] == "products") and not (row["error"] or 0) > 0.1
+        trained = row["pass"] == "forward+backward" and row["backend"] != "products"
+        assert (row["saved_mb"] is not None) == trained
 
 
 def test_a_choice_that_leaves_nothing_is_said(speed: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,6 +71,36 @@ def test_a_choice_that_leaves_nothing_is_said(speed: Any, tmp_path: Path, capsys
     given = ["--part", "gru", "--dtype", "bfloat16", "--workload", "tiny", "--json", str(file)]
     assert speed.main(given) == 2
     assert "nothing was timed" in capsys.readouterr().err and not file.exists()
+
+
+def test_who_is_wrong_is_said_and_left_out_and_the_others_are_timed(
+    speed: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops, file = importlib.import_module("scan_cases"), tmp_path / "rows.json"
+    right = loops.HoistedTraining.forward
+    monkeypatch.setattr(loops.HoistedTraining, "forward", lambda *given: tuple(value * 1.01 for value in right(*given)))
+    given = (
+        "--part scan --pass forward --dtype float32 --contender eager,eager_hoisted,reference --workload tiny --quick"
+    )
+    assert speed.main([*given.split(), "--json", str(file)]) == 1
+    assert "MISMATCH, so it is not timed: tiny scan: result 0 of eager_hoisted in float32" in capsys.readouterr().err
+    assert [row["backend"] for row in json.loads(file.read_text())] == ["eager", "reference"]
+
+    def too_large(*given: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(loops.HoistedTraining, "forward", too_large)
+    assert speed.main([*given.split(), "--json", str(file)]) == 1
+    assert "eager_hoisted in float32: CUDA out of memory" in capsys.readouterr().err
+
+
+def test_what_is_saved_is_counted_once_and_without_the_leaves() -> None:
+    timing = importlib.import_module("timing")
+    leaf = torch.rand(1000, 250, requires_grad=True)
+    # exp and tanh save their results, mul by itself saves one tensor twice.
+    assert timing.saved_mb(lambda: leaf.exp().tanh(), [leaf]) == pytest.approx(2.0)
+    assert timing.saved_mb(lambda: leaf * leaf, [leaf]) == 0
+    assert timing.saved_mb(lambda: (leaf + 1) * (leaf + 2)[:, :10].sum(), [leaf]) == pytest.approx(1.0, abs=1e-3)
 
 
 @pytest.mark.parametrize(
