@@ -262,9 +262,17 @@ class FusedBahdanauDecoder(nn.Module):
         keys = linear(memory, self.key_proj.weight, self.key_proj.bias, backend=self.backend).to(storage)
         weights = self._weights() if may_choose else None
         memory_gates = None
-        if weights is not None and 2 * memory.shape[1] <= self.memory_size:
+        if weights is not None and self.prepares_gates(memory.shape[1]):
             memory_gates = linear(memory, weights.context_weight, backend=self.backend).to(storage)
         return PreparedMemory(memory, keys, memory_gates, mask, weights)
+
+    def prepares_gates(self, length: int) -> bool:
+        """Whether :meth:`prepare_memory` prepares the gates of a memory of S = ``length``.
+
+        A step sums in another order then, so rows are the same bits in a batch as alone where all its memories, padded
+        to the longest, are on one side.
+        """
+        return 2 * length <= self.memory_size
 
     def input_gates(self, input: Tensor) -> Tensor:
         """The input's part of a step's gates, input_weight input + bias: (N, E) -> (N, 3H), accumulate dtype.

@@ -70,6 +70,9 @@ class Ensemble(TranslationModel):
 
     step = log_probs
 
+    def _together(self, length: int, other: int) -> bool:
+        return all(model._together(length, other) for model in self._models())
+
     def _models(self) -> list[RNNSearch]:
         return cast("list[RNNSearch]", list(self.models))
 

@@ -222,6 +222,9 @@ class RNNSearch(TranslationModel):
         assert decoded.attn_weights is not None
         return self._linear(self.output, readout).log_softmax(dim=-1), decoded.state, decoded.attn_weights
 
+    def _together(self, length: int, other: int) -> bool:
+        return self.decoder.prepares_gates(length) == self.decoder.prepares_gates(other)
+
     def _graph_key(self, token_table: Tensor | None) -> Hashable | None:
         """All that the work of :meth:`step` depends on beside its arguments; None where a subclass has its own."""
         if type(self).step is not RNNSearch.step:

@@ -58,6 +58,10 @@ class TranslationModel(nn.Module):
         """What saves :meth:`step` and :meth:`log_probs` their products with the tokens; None where nothing does."""
         return None
 
+    def _together(self, length: int, other: int) -> bool:
+        """Whether sources of these lengths are the same bits in one batch as alone; if so, all between them are too."""
+        return True
+
     def _graph_key(self, token_table: Tensor | None) -> Hashable | None:
         """That of :func:`rnnsearch.beam_search.beam_search`; None keeps no graph."""
         return None
@@ -156,7 +160,10 @@ class TranslationModel(nn.Module):
         order = sorted(range(len(sources)), key=lambda place: -len(encoded[place]))
         start = 0
         while start < len(order):
-            places = order[start : start + batch_size]
+            longest = len(encoded[order[start]])
+            places = [
+                place for place in order[start : start + batch_size] if self._together(len(encoded[place]), longest)
+            ]
             if _fits(decode, places):
                 start += len(places)
                 if on_done is not None:

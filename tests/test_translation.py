@@ -1,0 +1,49 @@
+"""A text is translated to the same bits alone and in any batch, by one model or several, by search or at random."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from rnnsearch.ensemble import Ensemble
+from rnnsearch.translation import TranslationModel
+from small_model import make_model
+from test_ensemble import other_model
+
+from rnnsearch_kernels import native
+
+# Their lengths with the end lie on both sides of M / 2 = 6, up to which gates are prepared.
+WORDS = [list(word) for word in ("abc", "f", "abcdefabc", "cab", "abcde", "?", "fedcbafe", "abcdef")]
+
+
+@pytest.mark.skipif(native.extension() is None, reason="the reference leaves its products to the library")
+@pytest.mark.parametrize("search", ["beam", "sample"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_text_is_the_same_bits_alone_and_in_any_batch(count: int, search: str) -> None:
+    models = [make_model(dtype=torch.float32, scale=1.0), other_model(dtype=torch.float32)]
+    model: TranslationModel = models[0] if count == 1 else Ensemble(models)
+
+    def translations(sources: list[list[str]], size: int) -> list:
+        found = model.translate(sources, search=search, n_best=2, batch_size=size, max_length=9)
+        return [
+            [(entry.tokens, entry.score, entry.token_scores, entry.attn_weights.tolist()) for entry in one]
+            for one in found
+        ]
+
+    alone = [translations([word], 1)[0] for word in WORDS]
+    for size in (2, 3, 8):
+        assert translations(WORDS, size) == alone
+        assert translations(WORDS[::-1], size) == alone[::-1]
+
+
+def test_batches_end_where_gates_are_no_longer_prepared() -> None:
+    model = make_model(dtype=torch.float32, scale=1.0)
+    encode, sizes = model.encode, []
+
+    def counted(source, source_lengths=None):
+        sizes.append(tuple(source.shape))
+        return encode(source, source_lengths)
+
+    model.encode = counted  # type: ignore[method-assign]
+    model.translate(WORDS, batch_size=64)
+    assert sizes == [(3, 10), (5, 6)]
+    assert [model.decoder.prepares_gates(length) for length in (6, 7)] == [True, False]
