@@ -141,7 +141,14 @@ def test_a_model_is_measured_by_what_it_writes(text, model, capsys):
     assert lines("written") == translator(lines("source"))
     by_file = evaluate("--hypotheses", "written", *shared)
     assert by_file["systems"][0]["scores"] == by_model["systems"][0]["scores"]
-    assert by_model["beam_size"] == 2 and by_file["beam_size"] is None
+    assert by_model["decoding"]["beam_size"] == 2 and by_file["decoding"] is None
+
+
+def test_models_translate_together_and_as_they_are_asked_to(text, model):
+    shared = ("--source", "source", "--reference", "reference", "--resamples", "0", "--write", "written")
+    evaluate("--model", "model", "--model", "model", *shared, "--length_penalty", "average", "--unknown=replace")
+    translator = Translator(["model", "model"], length_penalty="average", unknown="replace")
+    assert lines("written") == translator(lines("source"))
 
 
 def test_sentences_without_unknown_words_are_measured_apart(text, model, capsys):

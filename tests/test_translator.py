@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,12 +14,12 @@ from rnnsearch.beam_search import beam_search
 from rnnsearch.data import pad
 from rnnsearch.decoding import DecodingOptions, read_dictionary
 from rnnsearch.ensemble import Ensemble
+from rnnsearch.examples.ray_translate import translated
 from rnnsearch.pronunciation import MODEL_DIRECTORY
 from rnnsearch.segmentation import Characters, SentencePiece, Words
 from rnnsearch.translator import Translator
 from small_model import SOURCE, TARGET, make_model
 
-ROOT = Path(__file__).resolve().parents[1]
 TEXTS = ["a b c", "f", "", "a b c d e", "c  a b", "?"]
 
 
@@ -177,14 +175,6 @@ def test_a_batch_of_columns_gets_one_more() -> None:
         translator({"text": ["a"]})
 
 
-def ray_example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ray_translate", ROOT / "examples" / "ray_translate.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_ray_example_hands_ray_the_class_and_what_it_is_made_of(directory: Path) -> None:
     """What Ray does with them, in this process: the class is called with its arguments, the object with batches, and
     its ``__call__`` runs in one thread that others wait for."""
@@ -200,7 +190,7 @@ def test_the_ray_example_hands_ray_the_class_and_what_it_is_made_of(directory: P
             return InOneThread(*fn_constructor_args, **fn_constructor_kwargs)({"text": np.array(TEXTS, dtype=object)})
 
     with ThreadPoolExecutor(1) as thread:
-        done = ray_example().translated(Dataset(), str(directory), processes=2, max_length=7)
+        done = translated(Dataset(), str(directory), processes=2, max_length=7)
     assert done["translation"].tolist() == make_translator(max_length=7)(TEXTS)
 
 
@@ -209,7 +199,7 @@ def test_ray_translates(directory: Path) -> None:
     ray.init(num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     try:
         dataset = ray.data.from_items([{"text": text} for text in TEXTS])
-        rows = ray_example().translated(dataset, str(directory), max_length=7).take_all()
+        rows = translated(dataset, str(directory), max_length=7).take_all()
     finally:
         ray.shutdown()
     found = {row["text"]: row["translation"] for row in rows}

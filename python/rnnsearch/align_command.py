@@ -11,7 +11,7 @@ from pathlib import Path
 from rnnsearch import copies
 from rnnsearch.alignment import Alignment, align_pairs, of_translation
 from rnnsearch.checkpoint import write_atomically
-from rnnsearch.command_line import positive
+from rnnsearch.command_line import add_decoding, decoding, positive, spelled
 from rnnsearch.corpus import ParallelText, Skips
 from rnnsearch.evaluate_command import read_lines
 from rnnsearch.page import write_page
@@ -31,9 +31,9 @@ EPILOG = """examples:
 
 def main(arguments: Sequence[str]) -> int:
     parser = _parser()
-    options = parser.parse_args(list(arguments))
+    options = parser.parse_args(spelled(arguments, parser))
     _check(parser, options)
-    translator = Translator.from_pretrained(options.model, backend=options.backend)
+    translator = Translator(options.model, backend=options.backend, **decoding(options))
     texts = _read(options)
     if options.copies:
         # The first so many with a copy; or as many new ones, made from all.
@@ -80,8 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--tokens", action="store_true", help="align the model's tokens, not the words between white space"
     )
-    how.add_argument("--beam-size", type=positive, default=5, metavar="K", help="where the model translates (5)")
-    how.add_argument("--batch-size", type=positive, default=32, metavar="N", help="pairs read at a time (32)")
+    add_decoding(how)
     out = parser.add_argument_group("output, besides the links")
     out.add_argument(
         "--plot",
@@ -160,7 +159,7 @@ def _align(translator: Translator, pairs: Sequence[tuple[str, str]], options: ar
     if _has_targets(options):
         return align_pairs(translator, pairs, batch_size=options.batch_size, words=words)
     sources = [source for source, _ in pairs]
-    found = translator.hypotheses(sources, beam_size=options.beam_size, batch_size=options.batch_size)
+    found = translator.hypotheses(sources)
     if options.text:
         print(translator.text(found[0][0]), file=sys.stderr)
     return [

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from rnnsearch import moses, pronunciation, scores
 from rnnsearch.checkpoint import write_atomically
-from rnnsearch.command_line import positive
+from rnnsearch.command_line import add_decoding, decoding, spelled
 from rnnsearch.corpus import CorpusError, LineFile, ParallelText, Skips
+from rnnsearch.progress import progress_bar
 from rnnsearch.report import System, print_system
 from rnnsearch.translator import Translator
 from rnnsearch.vocabulary import Vocabulary
@@ -39,7 +40,7 @@ class Text(NamedTuple):
 
 def main(arguments: Sequence[str]) -> int:
     parser = _parser()
-    options = parser.parse_args(list(arguments))
+    options = parser.parse_args(spelled(arguments, parser))
     return _words(parser, options) if options.words is not None else _translations(parser, options)
 
 
@@ -51,9 +52,15 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--model", type=Path, metavar="DIRECTORY", help="a model that train wrote (RUN/best)")
-    parser.add_argument("--beam-size", type=positive, default=5, metavar="K", help="of the model's search (5)")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        action="append",
+        metavar="DIRECTORY",
+        help="a model that train wrote (RUN/best); several translate together",
+    )
     parser.add_argument("--backend", default="auto", help="which implementation of the ops (auto)")
+    add_decoding(parser.add_argument_group("how the model translates"))
     text = parser.add_argument_group("text")
     text.add_argument(
         "--source",
@@ -140,7 +147,9 @@ def _words(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     for name in ("source", "reference", "hypotheses", "tokenised", "detokenise", "vocabulary", "write", "plot", "json"):
         if getattr(options, name) not in (None, []):
             parser.error(f"--{name} is about translations, --words about pronunciations: one of them")
-    directory = options.model or pronunciation.MODEL_DIRECTORY
+    if len(options.model or ()) > 1:
+        parser.error("--words measures one model")
+    directory = options.model[0] if options.model else pronunciation.MODEL_DIRECTORY
     if options.words == "shipped":
         words = pronunciation.read_words(directory / pronunciation.HELD_OUT)
     elif options.words in ("test", "dev"):
@@ -169,23 +178,13 @@ def _translations(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         parser.error("--vocabulary needs --source: unknown words are looked for on both sides")
     scores.bleu()  # that it cannot be had is said before the model translates
     text = _read(options)
-    translators: dict[Path, Translator] = {}
-    for directory in (options.model, options.vocabulary):
-        if directory is not None and directory not in translators:
-            translators[directory] = Translator.from_pretrained(directory, backend=options.backend)
+    translator = Translator(options.model, backend=options.backend, **decoding(options)) if options.model else None
+    vocabulary = translator if options.vocabulary is None else Translator(options.vocabulary)
     hypotheses = {str(path): _read_hypotheses(path, len(text.references)) for path in options.hypotheses}
-    if options.model is not None:
-        assert text.sources is not None
-        translator = translators[options.model]
-        print(f"translating {len(text.sources):,} sentences", file=sys.stderr)
-        found = translator.hypotheses(text.sources, beam_size=options.beam_size)
-        hypotheses[str(options.model)] = [translator.text(entry[0]) if entry else "" for entry in found]
-        if options.write is not None:
-            lines = "".join(f"{line}\n" for line in hypotheses[str(options.model)])
-            write_atomically({options.write: lines.encode()})
-    known = None
-    if (directory := options.vocabulary or options.model) is not None:
-        known = _without_unknown(translators[directory], text)
+    if translator is not None:
+        name = " + ".join(map(str, options.model))
+        hypotheses[name] = _translate(translator, text, options.write)
+    known = None if vocabulary is None else _without_unknown(vocabulary, text)
     if options.detokenise is not None:
         hypotheses = {name: moses.detokenise(lines, options.detokenise) for name, lines in hypotheses.items()}
     systems = [_measure(name, lines, text, known, options) for name, lines in hypotheses.items()]
@@ -206,11 +205,22 @@ def _translations(parser: argparse.ArgumentParser, options: argparse.Namespace) 
             **{name: str(path) if (path := getattr(options, name)) else None for name in ("source", "reference")},
             "sentences": len(text.references),
             "lengths_of": lengths_of,
-            "beam_size": options.beam_size if options.model is not None else None,
+            "decoding": decoding(options) if options.model else None,
             "systems": [system.to_dict() for system in systems],
         }
         write_atomically({options.json: (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode()})
     return 0
+
+
+def _translate(translator: Translator, text: Text, path: Path | None) -> list[str]:
+    """The model's translations, written to ``path`` too."""
+    assert text.sources is not None
+    with progress_bar(len(text.sources), "auto") as bar:
+        found = translator.of_tokens([translator.source.split(source) for source in text.sources], bar.update)
+    lines = [translator.text(entry[0]) if entry else "" for entry in found]
+    if path is not None:
+        write_atomically({path: "".join(f"{line}\n" for line in lines).encode()})
+    return lines
 
 
 def _read(options: argparse.Namespace) -> Text:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Literal
 
+from rnnsearch.command_line import spelled
 from rnnsearch.decoding import DecodingOptions
 
 EPILOG = """examples:
@@ -108,7 +109,7 @@ def read_command(arguments: Sequence[str]) -> Command:
         metavar="FILE",
         help="with --unknown replace: source word, tab, target word a line; what it has for the source word is put",
     )
-    parsed = parser.parse_args(_underscored(arguments, parser))
+    parsed = parser.parse_args(spelled(arguments, parser))
     if not parsed.model:
         raise ValueError("--model is needed: a directory that `rnnsearch train` wrote, such as run/best")
     if parsed.texts and parsed.input is not None:
@@ -123,16 +124,3 @@ def read_command(arguments: Sequence[str]) -> Command:
         list(parsed.model),
         list(parsed.texts),
     )
-
-
-def _underscored(arguments: Sequence[str], parser: Any) -> list[str]:
-    """``--beam-size`` is ``--beam_size``, for those who write it so."""
-    known = {option for action in parser._actions for option in action.option_strings}
-    options = list(arguments)
-    end = options.index("--") if "--" in options else len(options)
-    for place, argument in enumerate(options[:end]):
-        name, equals, value = argument.partition("=")
-        other = "--" + name[2:].replace("-", "_")
-        if name.startswith("--") and name not in known and other in known:
-            options[place] = other + equals + value
-    return options

@@ -1,7 +1,7 @@
 """Translate lines of text with Ray Data: `Translator` is the class that map_batches takes, as it is.
 
     pip install 'ray[data]'
-    python examples/ray_translate.py run/best test.de translated --processes 4
+    python -m rnnsearch.examples.ray_translate run/best test.de translated --processes 4
 
 writes JSON lines with the columns "text" and "translation" into the folder `translated`.
 """
