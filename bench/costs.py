@@ -10,7 +10,9 @@ from timing import Cost
 from workloads import Workload
 
 # A tanh as an exponential and a division, both by polynomial or Newton steps, in floating-point operations.
+# Rows that attend to one position share the exponential of its keys.
 TANH = 20
+EXPONENTIAL = 12
 
 
 def attention_cost(w: Workload, sentences: int, rows: int, width: int | None = None) -> Cost:
@@ -19,7 +21,8 @@ def attention_cost(w: Workload, sentences: int, rows: int, width: int | None = N
     return Cost(
         values=sentences * w.source_length * (w.attention_size + width),
         products=2.0 * positions * width,
-        elementwise=positions * w.attention_size * (TANH + 3.0),
+        elementwise=w.attention_size
+        * (sentences * w.source_length * EXPONENTIAL + positions * (TANH - EXPONENTIAL + 3.0)),
     )
 
 
@@ -46,7 +49,7 @@ def beam_step_cost(w: Workload, sentences: int, rows: int) -> Cost:
     gates, readout = 3 * w.hidden_size, 2 * w.readout_size
     state = _product(rows, w.hidden_size, w.attention_size + gates + readout)
     vocabulary = _product(rows, w.readout_size, w.vocabulary_size)
-    looked_up = Cost(rows * (gates + readout), 0.0, TANH / 2 * rows * w.vocabulary_size)
+    looked_up = Cost(rows * (gates + readout), 0.0, EXPONENTIAL * rows * w.vocabulary_size)
     return _context_cost(w, sentences, rows, gates, readout) + state + vocabulary + looked_up
 
 
