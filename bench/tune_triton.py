@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -141,11 +142,14 @@ TUNABLES = (
 )
 
 
-def candidates(tunable: Tunable, family: str, itemsize: int, largest: int) -> list[configs.Config]:
-    """The row in use, then every combination of what is tried."""
+def candidates(
+    tunable: Tunable, family: str, itemsize: int, largest: int, most: int | None = None
+) -> list[configs.Config]:
+    """The row in use, then every combination of what is tried, or ``most`` of them, drawn alike every time."""
     in_use = configs.chosen(tunable.rows, family, itemsize, largest)
     combinations = [dict(zip(tunable.tried, values, strict=True)) for values in product(*tunable.tried.values())]
-    return [in_use, *(config for config in combinations if config != in_use)]
+    others = [config for config in combinations if config != in_use]
+    return [in_use, *(others if most is None else random.Random(0).sample(others, min(most, len(others))))]
 
 
 @contextmanager
@@ -200,11 +204,12 @@ def best(
     device: str,
     measure: Callable[[Call], float],
     say: Callable[[str], None],
+    most: int | None = None,
 ) -> tuple[configs.Config, float]:
     """The fastest row, and its time over that of the row in use: the geometric mean over the workloads."""
     dtype, place = DTYPES[itemsize], (tunable.rows, family, itemsize, largest)
     made = [calls(tunable, workload, dtype, device) for workload in workloads]
-    in_use, *others = candidates(tunable, family, itemsize, largest)
+    in_use, *others = candidates(tunable, family, itemsize, largest, most)
     with using(*place, in_use):
         base = [time_of(each, dtype, measure) for each in made]
     fastest, least = in_use, 1 - GAIN
@@ -245,6 +250,7 @@ def tuned(
     device: str,
     measure: Callable[[Call], float],
     say: Callable[[str], None],
+    most: int | None = None,
 ) -> Found:
     """A family's row of a table: the best of every class that has a workload."""
     found: dict[int, dict[int, tuple[configs.Config, float | None]]] = {}
@@ -253,7 +259,7 @@ def tuned(
         for largest in tunable.classes(itemsize):
             members = tunable.of_class(workloads, itemsize, largest)
             found[itemsize][largest] = (
-                best(tunable, family, itemsize, largest, members, device, measure, say)
+                best(tunable, family, itemsize, largest, members, device, measure, say, most)
                 if members
                 else (configs.chosen(tunable.rows, family, itemsize, largest), None)
             )
@@ -275,7 +281,12 @@ def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tune_triton.py", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--workload", metavar="NAMES", help=f"of {', '.join(WORKLOADS)}; all by default")
     parser.add_argument("--table", choices=[tunable.table for tunable in TUNABLES], help="one table; all by default")
+    parser.add_argument(
+        "--most", type=int, metavar="N", help="candidates of a row; all by default, each of which is compiled first"
+    )
     options = parser.parse_args(given)
+    if options.most is not None and options.most < 1:
+        parser.error(f"--most must be at least 1; got {options.most}")
     try:
         workloads = named(options.workload)
     except ValueError as error:
@@ -288,7 +299,7 @@ def main(given: Sequence[str] | None = None) -> int:
         print(f"# {line}")
     for tunable in TUNABLES:
         if options.table in (None, tunable.table):
-            found = tuned(tunable, family_of(device), workloads, str(device), measured, complain)
+            found = tuned(tunable, family_of(device), workloads, str(device), measured, complain, options.most)
             print(f"{tunable.table}:", *row(family_of(device), found), sep="\n", flush=True)
     return 0
 

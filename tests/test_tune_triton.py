@@ -55,6 +55,15 @@ def test_every_table_is_tried_once_from_the_row_in_use_on(tuner):
                 assert all(set(config) == set(tried[0]) for config in tried)
 
 
+def test_a_few_candidates_are_the_row_in_use_and_others_drawn_alike_every_time(tuner):
+    for tunable in tuner.TUNABLES:
+        everything = tuner.candidates(tunable, "sm_0", 2, configs.LARGEST)
+        few = tuner.candidates(tunable, "sm_0", 2, configs.LARGEST, 5)
+        assert few == tuner.candidates(tunable, "sm_0", 2, configs.LARGEST, 5) and len(few) == 6
+        assert few[0] == everything[0] and all(config in everything for config in few)
+        assert tuner.candidates(tunable, "sm_0", 2, configs.LARGEST, 10**6)[0] == everything[0]
+
+
 def test_a_row_goes_by_what_a_model_is_never_by_its_batch_or_lengths(tuner):
     workload = tuner.WORKLOADS["small"]
     others = [
