@@ -71,10 +71,11 @@ class Plan:
 class DecoderPlan:
     """One cooperative launch of ``row_groups`` teams of ``team`` blocks; ``Plan`` says what both have.
 
-    tiles              a block holds up to 8 times as many columns of [query_weight ; hidden_weight]
+    tiles              a block holds up to 8 times as many columns of [query_weight ; hidden_weight]; backward, all
+                       that 8 times as many hidden units are multiplied with
     candidate_tiles    and of the candidate's, where the reset comes before its product; otherwise 0
     splits             parts of a row's source, each attended to by one block
-    workspace_bytes    ``memory_gates`` among them
+    workspace_bytes    ``memory_gates`` among them, and backward what is kept of every step
     barriers_per_step  of a team: 2 where the reset comes after the product, otherwise 3
     row_meetings       of the blocks that share a row, in the whole launch; 0 where a row has one block
     """
@@ -147,9 +148,12 @@ def plan_decoder_scan(
     H: int,
     A: int,
     reset_after: bool = True,
+    backward: bool = False,
 ) -> DecoderPlan:
-    """The plan for ``decoder_scan`` with weights, keys and memory in ``dtype``. Raises as ``plan_gru_scan``."""
-    return DecoderPlan(**_extension().plan_decoder_scan(_name(dtype), reset_after, B, T, S, H, A, asdict(device)))
+    """The plan for ``decoder_scan`` with weights, keys and memory in ``dtype``, or with ``backward`` for the recurrence
+    of its gradients. Raises as ``plan_gru_scan``."""
+    question = (backward, _name(dtype), reset_after, B, T, S, H, A)
+    return DecoderPlan(**_extension().plan_decoder_scan(*question, asdict(device)))
 
 
 def _extension() -> ModuleType:

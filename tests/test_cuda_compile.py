@@ -31,8 +31,8 @@ WITHOUT_PRODUCTS = [*ATTENTION, "gru_entering", "settle"]  # of matrices
 # four blocks of attention's kernels are to fit an SM.
 BUDGETS = {
     **{(kernel, storage): 64 for kernel in ATTENTION for storage in STORAGE},
-    # Its launch bounds: 384 threads leave 168 each.
-    **{("decoder_scan", storage): 168 for storage in STORAGE},
+    # Their launch bounds: 384 threads leave 168 each.
+    **{(kernel, storage): 168 for kernel in ("decoder_scan", "decoder_scan_backward") for storage in STORAGE},
     ("gru_scan", "float"): 184,
     ("gru_scan", "__nv_bfloat16"): 128,
     ("gru_scan", "__half"): 128,

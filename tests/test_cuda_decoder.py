@@ -15,6 +15,8 @@ from tolerances import HOST_KERNELS
 from torch import Tensor
 
 from rnnsearch_kernels.reference import decoder
+from rnnsearch_kernels.reference.attention import zero_padding
+from rnnsearch_kernels.schema import BY_NAME
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
 
@@ -92,6 +94,8 @@ class Values:
         self.memory = torch.randint(-8, 9, (B, S, M), generator=generator).double() / 8
         self.context_weight = torch.randint(-1, 2, (3 * H, M), generator=generator).double()
         self.memory_gates = self.memory @ self.context_weight.t()
+        self.grad_states = draw(B, T, H, dtype=torch.float32)
+        self.grad_contexts, self.grad_attn_weights = draw(B, T, M), draw(B, T, S, dtype=torch.float32)
         self.input_lengths = torch.arange(B) % (T + 1) if full else None
         self.padding: Tensor | None = None
         if full:  # what is padded or past the end may be NaN
@@ -100,33 +104,66 @@ class Values:
                 values[self.padding] = torch.nan
             self.input_gates[torch.arange(T) >= self.input_lengths[:, None]] = torch.nan
 
-    def run(self, program: Path) -> subprocess.CompletedProcess[bytes]:
+    def run(self, program: Path, *tensors: Tensor | None, backward: bool) -> subprocess.CompletedProcess[bytes]:
+        """``tensors`` of this direction, behind those that both have."""
         case, full = self.case, not self.case.plain
         sizes, launch = case.sizes, case.launch
-        through = sizes.A + (3 if case.reset_after else 2) * sizes.H
+        through = sizes.H if backward else sizes.A + (3 if case.reset_after else 2) * sizes.H
+        candidates = 0 if case.reset_after or backward else sizes.H
         numbers = (
-            *(DTYPES.index(case.dtype), *astuple(sizes), launch.rows, launch.team, tiles(through, launch.team)),
-            *(0 if case.reset_after else tiles(sizes.H, launch.team), launch.splits, launch.threads, case.reset_after),
-            *(full, full, full, full, full, *astuple(case.broken)),
+            *(DTYPES.index(case.dtype), backward, *astuple(sizes), launch.rows, launch.team),
+            *(tiles(through, launch.team), tiles(candidates, launch.team), launch.splits, launch.threads),
+            *(case.reset_after, full, full, full, full, full, *astuple(case.broken)),
         )
         data = struct.pack(f"{len(numbers)}i", *map(int, numbers))
         if full:
             assert self.input_lengths is not None and self.padding is not None
             data += self.input_lengths.numpy().tobytes() + self.padding.numpy().tobytes()
-        tensors = (
-            *(self.state, self.state_mask, self.keys, self.memory_gates, self.score_weight, self.query_weight),
-            *(self.query_bias, self.hidden_weight, self.hidden_bias, self.input_gates),
+        both = (
+            *(self.state, self.state_mask, self.keys, self.memory_gates, self.score_weight),
+            *(self.query_weight, self.hidden_weight),
         )
-        data += b"".join(t.float().contiguous().numpy().tobytes() for t in tensors if t is not None)
+        data += b"".join(t.float().contiguous().numpy().tobytes() for t in (*both, *tensors) if t is not None)
         return subprocess.run([program], input=data, capture_output=True, timeout=300)
 
-    def truth(self) -> tuple[Tensor, Tensor, Tensor]:
-        states, _, attn_weights, gates = decoder.decoder_scan(
+    def forward(self, program: Path) -> subprocess.CompletedProcess[bytes]:
+        return self.run(program, self.query_bias, self.hidden_bias, self.input_gates, backward=False)
+
+    def backward(self, program: Path) -> subprocess.CompletedProcess[bytes]:
+        """With what the caller computes before the launch: the old states' queries, and ``outside``."""
+        states, _, attn_weights, gates = self.forward_truth()
+        outside = self.grad_attn_weights + self.grad_contexts @ zero_padding(self.memory, self.padding).mT
+        return self.run(
+            *(program, self.grad_states, outside, self.queries(states), states, attn_weights, gates),
+            backward=True,
+        )
+
+    def queries(self, states: Tensor) -> Tensor:
+        entering = torch.cat([self.state[:, None], states[:, :-1]], 1)
+        if self.state_mask is not None:
+            entering = entering * self.state_mask[:, None]
+        return torch.nn.functional.linear(entering, self.query_weight, self.query_bias)
+
+    def forward_truth(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return decoder.decoder_scan(
             *(self.input_gates, self.state, self.state_mask, self.keys, self.memory, self.score_weight),
             *(self.query_weight, self.query_bias, self.context_weight, self.hidden_weight, self.hidden_bias),
             *(self.padding, self.input_lengths, self.case.reset_after),
         )
+
+    def truth(self) -> tuple[Tensor, Tensor, Tensor]:
+        states, _, attn_weights, gates = self.forward_truth()
         return states, attn_weights, gates
+
+    def backward_truth(self) -> dict[str, Tensor]:
+        states, contexts, attn_weights, gates = self.forward_truth()
+        results = decoder.decoder_scan_backward(
+            *(self.grad_states, self.grad_contexts, self.grad_attn_weights, self.input_gates, self.state),
+            *(self.state_mask, self.keys, self.memory, self.score_weight, self.query_weight, self.query_bias),
+            *(self.context_weight, self.hidden_weight, self.padding, self.input_lengths, states, contexts),
+            *(attn_weights, gates, self.case.reset_after),
+        )
+        return dict(zip((result.name for result in BY_NAME["decoder_scan_backward"].results), results, strict=True))
 
     def shapes(self) -> list[tuple[int, ...]]:
         sizes = self.case.sizes
@@ -149,22 +186,49 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_decoder_scan_is_the_reference(case: Case, build: HostBuilds) -> None:
     values = Values(case)
-    for got, wanted in zip(results(values.run(build("plain")), *values.shapes()), values.truth(), strict=True):
+    for got, wanted in zip(results(values.forward(build("plain")), *values.shapes()), values.truth(), strict=True):
         torch.testing.assert_close(got, wanted, **HOST_KERNELS[case.dtype])
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_decoder_scan_backward_is_the_reference(case: Case, build: HostBuilds) -> None:
+    values, sizes = Values(case), case.sizes
+    shapes = [(sizes.B, sizes.T, size) for size in (3 * sizes.H, 3 * sizes.H, sizes.A, sizes.S)]
+    run = values.backward(build("plain"))
+    grad_input, grad_hidden, grad_queries, grad_scores, grad_state = results(run, *shapes, (sizes.B, sizes.H))
+    # The rest as the caller has it from the kernel's results.
+    queries, keys = values.queries(values.truth()[0]), zero_padding(values.keys, values.padding)
+    activation = torch.tanh(queries[:, :, None] + keys[:, None])
+    slopes = grad_scores[..., None] * values.score_weight * (1 - activation * activation)
+    got = {
+        "grad_input_gates": grad_input,
+        "grad_state": grad_state,
+        "grad_keys": slopes.sum(1),
+        "grad_score_weight": (grad_scores[..., None] * activation).sum((0, 1, 2)),
+        "grad_query_bias": grad_queries.sum((0, 1)),
+        "grad_hidden_bias": grad_hidden.sum((0, 1)),
+    }
+    torch.testing.assert_close(slopes.sum(2), grad_queries, **HOST_KERNELS[torch.float32])
+    wanted = values.backward_truth()
+    for name, one in got.items():
+        torch.testing.assert_close(one, wanted[name], **HOST_KERNELS[case.dtype], msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_a_nan_in_a_real_position_reaches_the_state(build: HostBuilds) -> None:
     for splits in (1, 2):
         values = Values(Case(torch.float32, launch=Launch(splits=splits), plain=True))
         values.keys[1, 2, 3] = torch.nan
-        states, attn_weights, _ = results(values.run(build("plain")), *values.shapes())
+        states, attn_weights, _ = results(values.forward(build("plain")), *values.shapes())
         assert states[1].isnan().all() and attn_weights[1].isnan().all()
         assert not states[[0, 2]].isnan().any() and not attn_weights[[0, 2]].isnan().any()
 
 
 def test_the_order_of_the_blocks_changes_no_bit(build: HostBuilds) -> None:
     case = Case(reset_after=False, launch=Launch(splits=2))
-    runs = {Values(replace(case, broken=Broken(seed=seed))).run(build("plain")).stdout for seed in range(3)}
+    runs = set()
+    for seed in range(3):
+        values = Values(replace(case, broken=Broken(seed=seed)))
+        runs.add((values.forward(build("plain")).stdout, values.backward(build("plain")).stdout))
     assert len(runs) == 1
 
 
@@ -174,19 +238,28 @@ SMALL = Launch(rows=3, team=2, splits=2, threads=32)
 @pytest.mark.parametrize("reset_after", BOTH)
 @pytest.mark.parametrize("sanitizer", ["thread", "address"])
 def test_no_race_no_stray_access(sanitizer: str, reset_after: bool, build: HostBuilds) -> None:
-    run = Values(Case(reset_after=reset_after, sizes=Sizes(T=2), launch=SMALL)).run(build(sanitizer))
-    assert run.returncode == 0, run.stderr.decode()[-4000:]
+    values = Values(Case(reset_after=reset_after, sizes=Sizes(T=2), launch=SMALL))
+    for run in (values.forward(build(sanitizer)), values.backward(build(sanitizer))):
+        assert run.returncode == 0, run.stderr.decode()[-4000:]
 
 
-# Of the first step, where a block has one part of a row: after the product, after the query has been copied, after the
-# scores, their softmax and the sums, before the arrival at the row's meeting, after the wait there.
+# Of the first step, where a block has one part of a row: forward after the product, after the query has been copied,
+# after the scores, their softmax and the sums, before the arrival at the row's meeting, after the wait there; backward
+# after the row's gradients have been copied, after those of alpha and the sums, before the arrival, after the wait, and
+# after the product.
 BROKEN = [Broken(relaxed_atomics=True), *(Broken(skipped_block_barrier=n) for n in (3, 7, 8, 9, 10, 11, 12))]
+BACKWARD_BROKEN = [Broken(skipped_block_barrier=n) for n in (5, 6, 7, 8, 9, 14)]
 
 
-@pytest.mark.parametrize("broken", BROKEN, ids=str)
-def test_a_barrier_taken_away_is_a_race_that_shows(broken: Broken, build: HostBuilds) -> None:
+@pytest.mark.parametrize(
+    ("direction", "broken"),
+    [*(("forward", broken) for broken in BROKEN), *(("backward", broken) for broken in BACKWARD_BROKEN)],
+    ids=str,
+)
+def test_a_barrier_taken_away_is_a_race_that_shows(direction: str, broken: Broken, build: HostBuilds) -> None:
     sizes, launch = Sizes(S=8, H=24, A=24), Launch(rows=3, team=6, splits=2)
-    run = Values(Case(sizes=sizes, launch=launch, plain=True, broken=broken)).run(build("thread"))
+    values = Values(Case(sizes=sizes, launch=launch, plain=True, broken=broken))
+    run = getattr(values, direction)(build("thread"))
     # ThreadSanitizer ends what had a race with 66.
     assert run.returncode == 66 and b"data race" in run.stderr, run.stderr.decode()[-4000:]
 
@@ -194,6 +267,6 @@ def test_a_barrier_taken_away_is_a_race_that_shows(broken: Broken, build: HostBu
 def test_a_barrier_that_waits_for_nobody_ends_and_says_where(build: HostBuilds) -> None:
     for missing, where in (("missing_blocks", "step 0, phase 3"), ("missing_parts", "step 0, phase 1")):
         broken = Broken(spin_limit=1000, **{missing: 1})
-        run = Values(Case(launch=SMALL, broken=broken)).run(build("plain"))
+        run = Values(Case(launch=SMALL, broken=broken)).forward(build("plain"))
         assert run.returncode == 3
         assert run.stderr.decode().strip() == f"stopped at {where}"

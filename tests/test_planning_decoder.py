@@ -33,51 +33,55 @@ CASES = [PAPER, SMALL, SPEECH, TINY, *(random_sizes(seed) for seed in range(30))
 
 
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
-def test_a_plan_keeps_its_promises_and_its_absence_has_a_reason(gpu: DeviceLimits) -> None:
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_a_plan_keeps_its_promises_and_its_absence_has_a_reason(gpu: DeviceLimits, backward: bool) -> None:
     plans = 0
     for sizes, dtype, reset_after in itertools.product(CASES, DTYPES, (False, True)):
-        got = plan_decoder_scan(dtype, gpu, **sizes, reset_after=reset_after)
+        got = plan_decoder_scan(dtype, gpu, **sizes, reset_after=reset_after, backward=backward)
         if got.reason is not None:
             assert got.blocks == 0
             continue
         plans += 1
+        B, T, S, H, A = sizes.values()
         # A block an SM: all are resident.
         assert 0 < got.blocks <= gpu.processors
         assert got.shared_bytes <= gpu.shared_per_block and got.shared_bytes + 1024 <= gpu.shared_per_sm
         assert got.threads * 168 <= gpu.registers_per_sm and got.threads <= gpu.threads_per_sm
         # Every row has its team, every column its block, and no two parts of a row the same block.
-        assert (got.row_groups - 1) * got.rows < sizes["B"] <= got.row_groups * got.rows
-        through = sizes["A"] + (3 if reset_after else 2) * sizes["H"]
-        assert 8 * got.tiles * got.team >= through
-        assert 8 * got.candidate_tiles * got.team >= (0 if reset_after else sizes["H"])
-        assert max(got.tiles, got.candidate_tiles) <= (6 if dtype == torch.float32 else 8)
-        assert 1 <= got.splits <= min(got.team, sizes["S"])
-        assert got.weight_bytes >= 8 * (got.tiles + got.candidate_tiles) * sizes["H"] * dtype.itemsize
-        assert got.barriers == got.barriers_per_step * sizes["T"] and got.barriers_per_step == 2 + (not reset_after)
-        assert got.row_meetings == (sizes["T"] if got.splits > 1 else 0)
+        assert (got.row_groups - 1) * got.rows < B <= got.row_groups * got.rows
+        assert 8 * got.tiles * got.team >= (H if backward else A + (3 if reset_after else 2) * H)
+        assert 8 * got.candidate_tiles * got.team >= (0 if reset_after or backward else H)
+        most = 4 if backward else 6 if dtype == torch.float32 else 8
+        assert max(got.tiles, got.candidate_tiles) <= most
+        assert 1 <= got.splits <= min(got.team, S)
+        depth = A + 3 * H if backward else H
+        assert got.weight_bytes >= 8 * (got.tiles + got.candidate_tiles) * depth * dtype.itemsize
+        assert got.barriers == got.barriers_per_step * T and got.barriers_per_step == 2 + (not reset_after)
+        assert got.row_meetings == (T if got.splits > 1 else 0)
     assert plans > len(CASES)
 
 
-# GPU, bfloat16, reset after the product: None, or teams, blocks of a team, rows of a team, tiles of a block and splits.
+# bfloat16, the reset after the product, forward and backward: None, or teams, blocks and rows of a team, tiles of a
+# block and splits.
 TABLE = {
-    ("paper", "A100"): (1, 100, 80, 5, 1),
-    ("paper", "L4"): None,
-    ("paper", "RTX 4090"): (1, 128, 80, 4, 3),
-    ("paper", "H100"): (2, 66, 40, 8, 3),
-    ("paper", "H200"): (2, 66, 40, 8, 3),
-    ("paper", "B200"): (2, 74, 40, 7, 5),
-    ("small", "A100"): (2, 52, 32, 5, 1),
-    ("small", "L4"): (1, 58, 64, 5, 4),
-    ("small", "RTX 4090"): (2, 64, 32, 4, 2),
-    ("small", "H100"): (4, 32, 16, 8, 2),
-    ("small", "H200"): (4, 32, 16, 8, 2),
-    ("small", "B200"): (4, 37, 16, 7, 2),
-    ("speech", "A100"): (1, 108, 16, 3, 20),
-    ("speech", "L4"): (1, 58, 16, 5, 18),
-    ("speech", "RTX 4090"): (1, 128, 16, 2, 8),
-    ("speech", "H100"): (1, 128, 16, 2, 8),
-    ("speech", "H200"): (1, 128, 16, 2, 8),
-    ("speech", "B200"): (1, 144, 16, 2, 9),
+    ("paper", "A100"): ((1, 100, 80, 5, 1), (1, 80, 80, 2, 1)),
+    ("paper", "L4"): (None, None),
+    ("paper", "RTX 4090"): ((1, 128, 80, 4, 3), (1, 128, 80, 1, 3)),
+    ("paper", "H100"): ((2, 66, 40, 8, 3), (3, 44, 27, 3, 3)),
+    ("paper", "H200"): ((2, 66, 40, 8, 3), (3, 44, 27, 3, 3)),
+    ("paper", "B200"): ((2, 74, 40, 7, 5), (3, 49, 27, 3, 5)),
+    ("small", "A100"): ((2, 52, 32, 5, 1), (6, 16, 11, 4, 1)),
+    ("small", "L4"): ((1, 58, 64, 5, 4), (1, 58, 64, 2, 4)),
+    ("small", "RTX 4090"): ((2, 64, 32, 4, 2), (4, 32, 16, 2, 2)),
+    ("small", "H100"): ((4, 32, 16, 8, 2), (6, 22, 11, 3, 2)),
+    ("small", "H200"): ((4, 32, 16, 8, 2), (6, 22, 11, 3, 2)),
+    ("small", "B200"): ((4, 37, 16, 7, 2), (6, 22, 11, 3, 2)),
+    ("speech", "A100"): ((1, 108, 16, 3, 20), (2, 54, 8, 2, 20)),
+    ("speech", "L4"): ((1, 58, 16, 5, 7), (1, 58, 16, 2, 7)),
+    ("speech", "RTX 4090"): ((1, 128, 16, 2, 8), (2, 64, 8, 1, 8)),
+    ("speech", "H100"): ((1, 128, 16, 2, 8), (2, 64, 8, 1, 8)),
+    ("speech", "H200"): ((1, 128, 16, 2, 8), (2, 64, 8, 1, 8)),
+    ("speech", "B200"): ((1, 144, 16, 2, 9), (2, 72, 8, 1, 9)),
 }
 
 
@@ -86,9 +90,10 @@ def lies(plan: DecoderPlan) -> tuple[int, ...] | None:
 
 
 def test_how_the_named_workloads_lie_on_six_gpus() -> None:
-    sizes = {"paper": PAPER, "small": SMALL, "speech": SPEECH}
-    got = {(name, gpu): lies(plan_decoder_scan(torch.bfloat16, GPUS[gpu], **sizes[name])) for name, gpu in TABLE}
-    assert got == TABLE
+    workloads = {"paper": PAPER, "small": SMALL, "speech": SPEECH}
+    for (name, gpu), wanted in TABLE.items():
+        plans = (plan_decoder_scan(torch.bfloat16, GPUS[gpu], **workloads[name], backward=b) for b in (False, True))
+        assert tuple(map(lies, plans)) == wanted, (name, gpu)
 
 
 def test_the_paper_on_an_h200_as_computed_by_hand() -> None:
@@ -101,6 +106,18 @@ def test_the_paper_on_an_h200_as_computed_by_hand() -> None:
     assert got.shared_bytes == got.weight_bytes + 1000 * 4 + 4 * 40 * 64 * 4 + 4
     exchange, projected, partial, counters = 2 * 80 * 1008 * 2, 80 * 4000 * 4, 80 * 3 * 3004 * 4, (2 + 1 + 80) * 4
     assert got.workspace_bytes == exchange + projected + partial + counters + 80 * 50 * 3000 * 2
+    assert (got.barriers, got.row_meetings) == (100, 50)
+
+
+def test_the_papers_backward_on_an_h200_as_computed_by_hand() -> None:
+    # 125 tiles of units: three a block for three teams of 44, whose last block has one unit's tile less; four teams of
+    # 33 would need four, more than a block has room for.
+    got = plan_decoder_scan(torch.bfloat16, GPUS["H200"], **PAPER, backward=True)
+    # 24 units, each with 1008 values of the query's weights and 3024 of the gates': an even number of sixteens and one
+    # more of padding.
+    assert got.weight_bytes == 24 * (1008 + 3024 + 16) * 2
+    carry, mean, attention = 27 * 24 * 4, 4, 3000 + 4 + 2 * 20 + 2 * 1000
+    assert got.shared_bytes == got.weight_bytes + 1000 * 4 + carry + attention * 4 + mean
     assert (got.barriers, got.row_meetings) == (100, 50)
 
 

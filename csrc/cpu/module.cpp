@@ -96,10 +96,10 @@ py::dict plan_gru_scan(bool backward, const std::string& dtype, bool reset_after
   return result;
 }
 
-py::dict plan_decoder_scan(const std::string& dtype, bool reset_after, int64_t B, int64_t T, int64_t S, int64_t H,
-                           int64_t A, const Limits& limits) {
-  const auto plan =
-      rnnsearch::cuda::plan_decoder_scan({storage_of(dtype), reset_after, B, T, S, H, A}, device_limits(limits));
+py::dict plan_decoder_scan(bool backward, const std::string& dtype, bool reset_after, int64_t B, int64_t T, int64_t S,
+                           int64_t H, int64_t A, const Limits& limits) {
+  const auto plan = rnnsearch::cuda::plan_decoder_scan({backward, storage_of(dtype), reset_after, B, T, S, H, A},
+                                                       device_limits(limits));
   py::dict result = described(plan);
   result["team"] = plan.team;
   result["tiles"] = plan.tiles;

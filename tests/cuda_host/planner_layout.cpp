@@ -3,6 +3,7 @@
 #include <cstdio>
 
 #include "kernels/decoder_scan.h"
+#include "kernels/decoder_scan_backward.h"
 #include "kernels/gru_scan.h"
 #include "kernels/gru_scan_backward.h"
 #include "planner/planner.h"
@@ -39,8 +40,9 @@ void compare(Storage storage, int B, int H) {
 
 template <typename T>
 void compare_decoder(Storage storage, int B, int S, int H, int A) {
-  for (const bool reset_after : {false, true}) {
-    const DecoderPlan plan = plan_decoder_scan({storage, reset_after, B, 7, S, H, A}, kDevice);
+  for (const int question : {0, 1, 2, 3}) {
+    const bool backward = question / 2 == 1, reset_after = question % 2 == 1;
+    const DecoderPlan plan = plan_decoder_scan({backward, storage, reset_after, B, 7, S, H, A}, kDevice);
     if (!plan.reason.empty()) continue;
     DecoderShape shape{};
     shape.B = B;
@@ -55,15 +57,16 @@ void compare_decoder(Storage storage, int B, int S, int H, int A) {
     shape.candidate_tiles = plan.candidate_tiles;
     shape.splits = plan.splits;
     shape.reset_after = reset_after;
-    const size_t bytes = DecoderScanShared<T>(shape, plan.threads).bytes;
+    const size_t bytes = backward ? DecoderScanBackwardShared<T>(shape, plan.threads).bytes
+                                  : DecoderScanShared<T>(shape, plan.threads).bytes;
     ++compared;
     if (bytes == static_cast<size_t>(plan.shared_bytes) && shape.blocks() <= kDevice.processors &&
-        plan.threads <= kDecoderThreads) {
+        plan.threads <= kDecoderThreads && (!backward || plan.tiles <= kGradTiles)) {
       continue;
     }
     ++wrong;
-    std::printf("decoder, %d bytes a value, B %d, S %d, H %d, A %d: planned %lld, laid out %zu\n", int(sizeof(T)), B, S,
-                H, A, static_cast<long long>(plan.shared_bytes), bytes);
+    std::printf("decoder, backward %d, %d bytes a value, B %d, S %d, H %d, A %d: planned %lld, laid out %zu\n",
+                backward, int(sizeof(T)), B, S, H, A, static_cast<long long>(plan.shared_bytes), bytes);
   }
 }
 

@@ -83,7 +83,7 @@ RNNSEARCH_DEVICE void row_products(const Storage* left, int left_stride, int row
   for (int row = warp / parts * 16; row < rows; row += sharing * 16) {
     const int upper = row + lane / 4, lower = upper + 8;
     float sums[TILES][4] = {};
-    constexpr int kAhead = sizeof(Storage) == 4 ? 1 : 2;  // a float's k are four loads of their own
+    [[maybe_unused]] constexpr int kAhead = sizeof(Storage) == 4 ? 1 : 2;  // a float's k are four loads of their own
     RNNSEARCH_UNROLL(kAhead)
     for (int k = kDepth * part; k < depth; k += kDepth * parts) {
       multiply<TILES>(sums, upper < rows ? left + size_t(upper) * left_stride + k : nullptr,

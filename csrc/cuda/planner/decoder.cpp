@@ -8,22 +8,34 @@ constexpr int64_t kThreads = 384;
 constexpr int64_t kRegisters = 168;  // what the kernel's launch bounds leave a thread
 constexpr int64_t kWarps = kThreads / 32;
 constexpr int64_t kColumns = 8;  // of a tile
-// A meeting of a row's blocks, in bytes that a block could have read meanwhile: about a microsecond. An estimate.
-constexpr int64_t kMeeting = 64 * 1024;
+// A meeting of a row's blocks, and one more part to merge, in bytes that a block could have read meanwhile: about a
+// microsecond, and what a load takes that nothing hides. Estimates.
+constexpr int64_t kMeeting = 64 * 1024, kPart = 2 * 1024;
 
-int64_t most_tiles(Storage storage) { return storage == Storage::float32 ? 6 : 8; }
+// A tile more than these, and a thread has not enough registers. Backward a tile is eight units, each with the depth of
+// all products, and no more than four find room in shared memory.
+int64_t most_tiles(const DecoderProblem& p) { return p.backward ? 4 : p.storage == Storage::float32 ? 6 : 8; }
+
 int64_t four(int64_t size) { return round_up(size, 4); }
 
-int64_t through(const DecoderProblem& p) { return p.A + (p.reset_after ? 3 : 2) * p.H; }
+// Columns of the product with what the blocks exchange: forward of query and gates, backward of the state.
+int64_t columns_of(const DecoderProblem& p) { return p.backward ? p.H : p.A + (p.reset_after ? 3 : 2) * p.H; }
+
+// Values of a row that the blocks exchange: forward the state, backward the gradients of query and gates.
+int64_t depth_of(const DecoderProblem& p) {
+  const int64_t depth = round_up(p.H, kMmaDepth);
+  return p.backward ? round_up(p.A, kMmaDepth) + 3 * depth : depth;
+}
 
 // The plan for so many teams and splits, whether or not there are blocks and memory for it; `most` blocks a team.
 DecoderPlan lay(const DecoderProblem& p, int64_t row_groups, int64_t splits, int64_t most) {
-  const int64_t size = bytes_of(p.storage), depth = round_up(p.H, kMmaDepth);
+  const int64_t size = bytes_of(p.storage), depth = depth_of(p);
   DecoderPlan plan;
   plan.threads = static_cast<int>(kThreads);
   plan.rows = parts(p.B, row_groups);
   plan.row_groups = static_cast<int>(parts(p.B, plan.rows));
-  const int64_t columns = parts(through(p), kColumns), candidates = p.reset_after ? 0 : parts(p.H, kColumns);
+  const int64_t columns = parts(columns_of(p), kColumns);
+  const int64_t candidates = p.backward || p.reset_after ? 0 : parts(p.H, kColumns);
   const int64_t tiles = parts(columns, most), candidate_tiles = parts(candidates, most);
   plan.tiles = static_cast<int>(tiles);
   plan.candidate_tiles = static_cast<int>(candidate_tiles);
@@ -36,30 +48,38 @@ DecoderPlan lay(const DecoderProblem& p, int64_t row_groups, int64_t splits, int
   plan.weight_bytes = kColumns * (tiles + candidate_tiles) * stride_of(depth, p.storage) * size;
   const int64_t product_parts = std::max<int64_t>(1, kWarps / parts(plan.rows, kMmaRows));
   const int64_t products = product_parts * plan.rows * kColumns * std::max(tiles, candidate_tiles) * 4;
-  const int64_t width = four(3 * p.H), lanes = std::max<int64_t>(1, kThreads / (width / 4));
-  const int64_t attention = 4 * (four(p.A) + 2 * four(parts(p.S, splits)) + four(splits) + lanes * width);
-  plan.shared_bytes = plan.weight_bytes + 4 * four(p.A) + std::max(products, attention) + 4;
+  // What the attention sums over positions, its width; and what else it keeps of a row.
+  const int64_t width = four(p.backward ? p.A : 3 * p.H), lanes = std::max<int64_t>(1, kThreads / (width / 4));
+  const int64_t row = p.backward ? four(3 * p.H) + four(splits + 1) : four(p.A) + four(splits);
+  const int64_t sums = (p.backward ? 2 : 1) * lanes * width;
+  const int64_t attention = 4 * (row + 2 * four(parts(p.S, splits)) + sums);
+  const int64_t carry = p.backward ? plan.rows * kColumns * tiles * 4 : 0;
+  plan.shared_bytes = plan.weight_bytes + 4 * four(p.A) + carry + std::max(products, attention) + 4;
 
-  const int64_t partial = splits > 1 ? p.B * splits * (width + 4) * 4 : 0;
+  const int64_t partial = splits > 1 ? p.B * splits * ((p.backward ? 2 : 1) * width + 4) * 4 : 0;
   const int64_t words = plan.row_groups + 1 + (splits > 1 ? p.B : 0);
-  plan.workspace_bytes =
-      2 * p.B * depth * size + p.B * (p.A + 3 * p.H) * 4 + partial + words * 4 + p.B * p.S * 3 * p.H * size;
+  const int64_t memory_gates = p.B * p.S * 3 * p.H * size;
+  // Query and u, or the gates' gradients; of all steps, what the caller computes before and the products after.
+  const int64_t floats = p.backward ? p.B * 3 * p.H + p.B * p.T * (2 * p.A + 3 * p.H + 2 * p.S) : p.B * (p.A + 3 * p.H);
+  plan.workspace_bytes = 2 * p.B * depth * size + floats * 4 + partial + words * 4 + memory_gates;
   plan.barriers_per_step = p.reset_after ? 2 : 3;
   plan.barriers = plan.barriers_per_step * p.T;
   plan.row_meetings = splits > 1 ? p.T : 0;
   return plan;
 }
 
-// What a block reads in a step: the state's rows from outside, its weights once for every 16 of them from shared
-// memory, which is about twice as fast, and keys and memory_gates of its parts of rows; what it merges where rows are
-// split.
+// What a block reads in a step: the rows that are exchanged from outside, its weights once for every 16 of them from
+// shared memory, which is about twice as fast, and keys and memory_gates of its parts of rows; what it merges where
+// rows are split.
 int64_t cost(const DecoderProblem& p, const DecoderPlan& plan) {
   const int64_t size = bytes_of(p.storage);
-  const int64_t state = plan.rows * p.H * size, weights = parts(plan.rows, kMmaRows) * plan.weight_bytes / 2;
+  const int64_t exchanged = plan.rows * depth_of(p) * size;
+  const int64_t weights = parts(plan.rows, kMmaRows) * plan.weight_bytes / 2;
   const int64_t items = parts(plan.rows * plan.splits, plan.team);
   const int64_t attention = items * parts(p.S, plan.splits) * (p.A + 3 * p.H) * size;
-  const int64_t merge = plan.splits > 1 ? items * 2 * 3 * p.H * 4 + kMeeting : 0;
-  return state + weights + attention + merge;
+  const int64_t sums = p.backward ? 2 * p.A : 3 * p.H;
+  const int64_t merge = plan.splits > 1 ? items * 2 * sums * 4 + kMeeting + plan.splits * kPart : 0;
+  return exchanged + weights + attention + merge;
 }
 
 }  // namespace
@@ -78,7 +98,7 @@ DecoderPlan plan_decoder_scan(const DecoderProblem& p, const DeviceLimits& devic
   }
   const std::string unfit = why_unfit(device, kThreads, kRegisters);
   if (!unfit.empty()) return no_plan<DecoderPlan>(unfit);
-  const int64_t room = shared_room(device), tiles = most_tiles(p.storage);
+  const int64_t room = shared_room(device), tiles = most_tiles(p);
   DecoderPlan best, nearest;  // the one that needs the least memory, of those whose tiles a block can hold
   int64_t least = std::numeric_limits<int64_t>::max();
   for (int64_t row_groups = 1; row_groups <= std::min<int64_t>(p.B, device.processors); ++row_groups) {
@@ -95,7 +115,7 @@ DecoderPlan plan_decoder_scan(const DecoderProblem& p, const DeviceLimits& devic
     }
   }
   if (nearest.team == 0) {
-    return no_plan<DecoderPlan>("the product with the state has " + std::to_string(through(p)) + " columns, and " +
+    return no_plan<DecoderPlan>("the product of a step has " + std::to_string(columns_of(p)) + " columns, and " +
                                 std::to_string(device.processors) + " blocks take up to " +
                                 std::to_string(kColumns * tiles) + " each");
   }

@@ -52,6 +52,7 @@ Plan plan_gru_scan(const Problem& problem, const DeviceLimits& device);
 // source in `splits` parts. Chosen by the bytes that a block reads in a step: of the state, of the weights, of its
 // rows' keys and memory_gates.
 struct DecoderProblem {
+  bool backward;
   Storage storage;
   bool reset_after;
   int64_t B, T, S, H, A;
