@@ -201,7 +201,7 @@ def test_what_cannot_be_aligned_is_named(files, options, message, capsys):
         (["a", "--source", "pairs.tsv"], "give TEXT or --source, one of them"),
         (["a", "u", "w"], "TEXT is one text and its translation; got 3"),
         (["a", "--lines", "1"], "--target and --lines belong to --source"),
-        (["--source", "source", "--copies", "5"], "--copies needs files with both sides"),
+        (["--source", "source", "--copies", "5"], "--copies needs both sides"),
         (["--source", "pairs.tsv", "--construct"], "--construct says how --copies gets its pairs"),
         (["--source", "pairs.tsv", "--lines", "3-2"], "must be a line or first-last"),
     ],
@@ -238,6 +238,20 @@ def test_constructed_pairs_have_another_number_or_name_in_the_same_place():
     assert len(set(made[1::3])) > 5
     with pytest.raises(ValueError, match="no other name to take the place of Tom"):
         copies.construct(pairs[:1], 1)
+
+
+def test_attention_without_a_point_is_not_on_the_copy_for_its_many_tokens():
+    """The copied word has two pieces of four; the first token that is attended to most is another's."""
+    pieces = SentencePiece.learn(["in Gera", "in Genf", "aus Gera", "an Genf"] * 2, 20)
+    source, target = pieces.split("in Gera"), pieces.split("an Gera")
+    assert len(source) >= 3 and pieces.words(source)[1].stop - pieces.words(source)[1].start >= 2
+    weights = torch.full((len(target) + 1, len(source) + 1), 1 / (len(source) + 1))
+    even = Alignment(source, target, weights, 0.0)
+    assert copies.measure([even], pieces, pieces) == copies.Found(copies=1, attended=0)
+    pointed = weights.clone()
+    pointed[pieces.words(target)[1].start, pieces.words(source)[1].stop - 1] += 0.1
+    found = copies.measure([even, Alignment(source, target, pointed, 0.0)], pieces, pieces)
+    assert found == copies.Found(copies=2, attended=1) and found.share == 0.5
 
 
 def test_a_small_trained_model_attends_to_what_it_copies(tmp_path, capsys):

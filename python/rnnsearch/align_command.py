@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rnnsearch import copies
-from rnnsearch.alignment import Alignment, align_pairs, of_translation
+from rnnsearch.alignment import Alignment, align_pairs, in_words, of_translation
 from rnnsearch.checkpoint import write_atomically
 from rnnsearch.command_line import add_decoding, decoding, positive, spelled
 from rnnsearch.corpus import ParallelText, Skips
@@ -41,10 +41,11 @@ def main(arguments: Sequence[str]) -> int:
         if not pairs:
             raise ValueError(f"{options.source} has no pair with a number or a name that stands once on either side")
         texts = copies.construct(pairs, options.copies, seed=options.seed) if options.construct else pairs
-    alignments = _align(translator, texts, options)
+    of_tokens, sides = _align(translator, texts, options), (translator.source, translator.target)
+    alignments = of_tokens if options.tokens else [in_words(alignment, *sides) for alignment in of_tokens]
     _write(alignments, options)
     if options.copies:
-        found = copies.measure(alignments)
+        found = copies.measure(of_tokens, *sides)
         print(
             f"copied words that attended most to their source: {found.attended} of {found.copies} ({found.share:.1%})"
         )
@@ -123,8 +124,8 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         parser.error(f"TEXT is one text and its translation; got {len(options.text)}")
     if options.text and (options.target is not None or options.lines is not None):
         parser.error("--target and --lines belong to --source")
-    if options.copies and (not _has_targets(options) or options.tokens):
-        parser.error("--copies needs files with both sides, and words")
+    if options.copies and not _has_targets(options):
+        parser.error("--copies needs both sides")
     if options.construct and not options.copies:
         parser.error("--construct says how --copies gets its pairs")
 
@@ -155,16 +156,14 @@ def _read(options: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def _align(translator: Translator, pairs: Sequence[tuple[str, str]], options: argparse.Namespace) -> list[Alignment]:
-    words = not options.tokens
     if _has_targets(options):
-        return align_pairs(translator, pairs, batch_size=options.batch_size, words=words)
+        return align_pairs(translator, pairs, batch_size=options.batch_size, words=False)
     sources = [source for source, _ in pairs]
     found = translator.hypotheses(sources)
     if options.text:
         print(translator.text(found[0][0]), file=sys.stderr)
-    return [
-        of_translation(translator, source, entry[0], words=words) for source, entry in zip(sources, found, strict=True)
-    ]
+    pairs_found = zip(sources, found, strict=True)
+    return [of_translation(translator, source, entry[0], words=False) for source, entry in pairs_found]
 
 
 def _write(alignments: Sequence[Alignment], options: argparse.Namespace) -> None:

@@ -93,17 +93,14 @@ def in_words(alignment: Alignment, source: Segmentation, target: Segmentation) -
     weights = torch.cat([torch.stack([weights[:, part.start : part.stop].sum(1) for part in columns], 1), end], 1)
     means = [weights[part.start : part.stop].mean(0) for part in rows]
     weights = torch.stack([*means, *weights[len(alignment.target) :]])
-    return Alignment(
-        [_text(source, alignment.source, part) for part in columns],
-        [_text(target, alignment.target, part) for part in rows],
-        weights,
-        alignment.score,
-    )
+    texts = word_texts(source, alignment.source), word_texts(target, alignment.target)
+    return Alignment(*texts, weights, alignment.score)
 
 
-def _text(segmentation: Segmentation, tokens: Sequence[str], part: range) -> str:
-    chosen = [tokens[place] for place in part]
-    return segmentation.join(chosen).strip() or "".join(chosen)
+def word_texts(segmentation: Segmentation, tokens: Sequence[str]) -> list[str]:
+    """Each of ``segmentation.words(tokens)`` as it is written."""
+    chosen = [tokens[part.start : part.stop] for part in segmentation.words(tokens)]
+    return [segmentation.join(some).strip() or "".join(some) for some in chosen]
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ import string
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from rnnsearch.alignment import Alignment
+from rnnsearch.alignment import Alignment, word_texts
+from rnnsearch.segmentation import Segmentation
 
 _PUNCTUATION = string.punctuation + "«»“”„‘’‚…–—¿¡"
 
@@ -87,14 +88,21 @@ def construct(pairs: Sequence[tuple[str, str]], count: int, *, seed: int = 1) ->
     return made
 
 
-def measure(alignments: Sequence[Alignment]) -> Found:
-    """Of all copies in these alignments of words, how many attended most to the word they were copied from."""
+def measure(alignments: Sequence[Alignment], source: Segmentation, target: Segmentation) -> Found:
+    """Of all copies in these alignments of tokens, how many attended most to the word they were copied from.
+
+    A copy attends with the mean weights of its tokens, and the one source token that has most of it must belong to the
+    word: summed over a word's tokens, attention without a point would favour words of many, as rare names are.
+    """
     copied = attended = 0
     for alignment in alignments:
-        links = set(alignment.links())
-        for copy in copies(alignment.source, alignment.target):
+        columns, rows = source.words(alignment.source), target.words(alignment.target)
+        texts = word_texts(source, alignment.source), word_texts(target, alignment.target)
+        for copy in copies(*texts):
+            row = rows[copy.target]
+            token = int(alignment.attn_weights[row.start : row.stop].mean(0).argmax())
             copied += 1
-            attended += copy in links
+            attended += token in columns[copy.source]
     return Found(copied, attended)
 
 
