@@ -171,7 +171,7 @@ def _write(alignments: Sequence[Alignment], options: argparse.Namespace) -> None
         lines = (json.dumps(alignment.to_dict(), ensure_ascii=False) for alignment in alignments)
         write_atomically({options.json: "".join(f"{line}\n" for line in lines).encode()})
     if options.html is not None:
-        write_page(options.html, alignments, title=f"What {options.model} attended to")
+        write_page(options.html, alignments, title=f"What {'/'.join(options.model.parts[-2:])} attended to")
     if options.plot is not None:
         from rnnsearch.plot import plot_alignment
 
