@@ -88,36 +88,44 @@ def vocabulary(w: Workload) -> dict[str, int]:
 WARPS = {"num_warps": (2, 4, 8)}
 PIPELINE = {**WARPS, "num_stages": (2, 3, 4)}
 STRIPS = (8, 16, 32, 64)
-FORWARD, BACKWARD = ("additive_attention",), ("additive_attention_backward",)
+TANH = {"TANH": (configs.EXACT, configs.SHARED, configs.APPROXIMATE)}
+# Blocks of positions: fewer and longer, and a launch less, or more of them for more programs.
+ATTENTION = {
+    "BLOCK_S": (16, 32, 64),
+    "BLOCK_A": (64, 128),
+    "BLOCK_W": (32, 64, 128),
+    "STAGES": (2, 3),
+    **TANH,
+    "num_warps": (4, 8),
+}
+GATE_PRODUCTS = {"BLOCK_B": (16, 32), "BLOCK_H": (16, 32), "BLOCK_K": (64, 128), **PIPELINE}
+SCAN, SCAN_BACKWARD = ("decoder_scan",), ("decoder_scan_backward",)
 TUNABLES = (
+    Tunable("ATTEND", SCAN, ATTENTION, training, lambda w: w.attention_size),
     Tunable(
-        "SCORE", FORWARD, {"BLOCK_S": STRIPS, "BLOCK_A": (64, 128, 256), **WARPS}, training, lambda w: w.attention_size
-    ),
-    Tunable(
-        "REDUCE", FORWARD, {"BLOCK_S": STRIPS, "BLOCK_W": (32, 64, 128), **WARPS}, training, lambda w: w.memory_size
-    ),
-    Tunable(
-        "GRAD_WEIGHTS",
-        BACKWARD,
-        {"BLOCK_S": STRIPS, "BLOCK_W": (64, 128, 256), **WARPS},
-        training,
-        lambda w: w.memory_size,
-    ),
-    Tunable(
-        "GRAD_QUERY",
-        BACKWARD,
-        {"BLOCK_S": STRIPS, "BLOCK_A": (16, 32, 64), **WARPS},
+        "MERGE",
+        ("additive_attention", "additive_attention_backward"),
+        {"BLOCK_S": (64, 128, 256), "BLOCK_C": (8, 16, 32), "BLOCK_W": (32, 64, 128), **WARPS},
         training,
         lambda w: w.attention_size,
     ),
+    Tunable("ATTEND_BACKWARD", SCAN_BACKWARD, ATTENTION, training, lambda w: w.attention_size),
     Tunable(
         "GRAD_KEYS",
-        BACKWARD,
-        {"BLOCK_S": STRIPS, "BLOCK_A": (32, 64, 128), **WARPS},
+        SCAN_BACKWARD,
+        {"BLOCK_S": STRIPS, "BLOCK_A": (32, 64, 128), **TANH, **WARPS},
         training,
         lambda w: w.attention_size,
     ),
-    Tunable("GATES", ("decoder_step",), {"BLOCK_H": (64, 128, 256, 512), **WARPS}, training, lambda w: w.hidden_size),
+    Tunable(
+        "PROJECTION",
+        SCAN,
+        {"BLOCK_ROWS": (16, 32, 64), "BLOCK_COLUMNS": (16, 32, 64), "BLOCK_K": (32, 64, 128), **PIPELINE},
+        training,
+        lambda w: joined(w)["O"],
+    ),
+    Tunable("DECODER", ("decoder_step",), GATE_PRODUCTS, training, lambda w: w.hidden_size),
+    Tunable("DECODER_BACKWARD", SCAN_BACKWARD, GATE_PRODUCTS, training, lambda w: w.hidden_size),
     Tunable(
         "LINEAR",
         ("linear",),

@@ -52,7 +52,7 @@ def test_a_scan_with_fewer_positions_than_steps_sums_memory_gates(dtype, reset_a
     assert max(found.values()) <= 1, found
 
 
-@pytest.mark.parametrize("sizes", [{"S": 1}, {"S": 40, "A": 131, "M": 70}, {"H": 260}], ids=str)
+@pytest.mark.parametrize("sizes", [{"S": 1}, {"S": 40, "A": 131, "M": 70}, {"H": 67}], ids=str)
 def test_sizes_beside_the_blocks(sizes):
     sizes = {**SIZES, "B": 2, "N": 2, "T": 2, **sizes}
     for name in ("additive_attention", "decoder_step", "decoder_scan"):

@@ -7,6 +7,7 @@ of them, and for families that have a row of their own for it.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import re
 import subprocess
@@ -53,6 +54,7 @@ class Kernel:
     sizes      constants that are a workload's
     constants  other constants
     types      Triton types of arguments that are neither float32 pointers nor 32-bit integers
+    archs      the families; all, or that of a variant of a kernel that has another row
     """
 
     module: str
@@ -65,6 +67,7 @@ class Kernel:
     types: dict[str, str] = field(default_factory=dict)
     sizes: Sizes = nothing
     constants: dict[str, Any] = field(default_factory=dict)
+    archs: tuple[int, ...] = ARCHS
 
     def config(self, workload: Workload, dtype: str, arch: int) -> configs.Config:
         if self.table is None:
@@ -73,14 +76,16 @@ class Kernel:
 
     def row(self, workload: Workload, dtype: str, arch: int) -> dict[str, Any]:
         """All that a launch fixes: constants, block sizes and options."""
-        return {**self.constants, **self.sizes(workload), **self.config(workload, dtype, arch)}
+        return {**self.sizes(workload), **self.config(workload, dtype, arch), **self.constants}
 
     def dtypes(self) -> tuple[str, ...]:
         return DTYPES if self.storage or "storage" in self.constants.values() else DTYPES[:1]
 
     def cases(self) -> Iterator[tuple[Workload, str, int]]:
         """(workload, dtype, arch) to compile."""
-        yield from ((PAPER, dtype, arch) for dtype in self.dtypes() for arch in ARCHS)
+        yield from ((PAPER, dtype, arch) for dtype in self.dtypes() for arch in self.archs)
+        if self.archs != ARCHS:
+            return
         seen = [self.row(PAPER, *SMALLER["tiny"])]
         for name, (dtype, arch) in SMALLER.items():
             workload = WORKLOADS[name]
@@ -95,15 +100,94 @@ MASKS = {"padding_ptr": "*i1", "within_ptr": "*i1", "index_ptr": "*i64"}
 OPERANDS = {"COMPUTE": "storage", "PRECISION": "tf32x3"}
 
 
-def attention(name: str, table: configs.Table, by: Callable[[Workload], int], *storage: str) -> Kernel:
-    module = "attention_backward" if name.startswith("grad_") else "attention"
-    return Kernel(module, name, table, by, 96, 512, tuple(f"{operand}_ptr" for operand in storage), MASKS)
+# What there is none of where no gates are made, and where a source is not split.
+GATES = (
+    "input_gates",
+    "hidden_gates",
+    "state",
+    "state_mask",
+    "new_state",
+    "gates",
+    "carried",
+    "entering",
+    "reset_state",
+)
+SPLIT = ("maxima", "totals", "context_gates")
 
 
-def gates(name: str, *storage: str, **constants: bool) -> Kernel:
-    module = "decoder_backward" if "backward" in name else "decoder"
-    operands = tuple(f"{operand}_ptr" for operand in storage)
-    return Kernel(module, name, configs.GATES, lambda w: w.hidden_size, 64, 0, operands, MASKS, constants=constants)
+def absent(*names: str) -> dict[str, None]:
+    return dict.fromkeys(f"{name}_ptr" for name in names)
+
+
+def attention_sizes(workload: Workload) -> dict[str, Any]:
+    """A launch's sizes and strides, and what divides them."""
+    units, width = 3 * workload.hidden_size, workload.memory_size
+    strides = {"KEYS": workload.attention_size, "VALUES": units, "MEMORY": width, "MEMORY_GATES": units}
+    return {
+        **{"A": workload.attention_size, "H": workload.hidden_size, "M": width, "W": units},
+        **{f"{name}_STRIDE": stride for name, stride in strides.items()},
+        **{f"{name}_ALIGN": 8 for name in strides},
+        "QUERIES_STRIDE": workload.attention_size,
+    }
+
+
+ATTENTION = {
+    "attend_kernel": "attention",
+    "merge_kernel": "attention_merge",
+    "attend_backward_kernel": "attention_backward",
+    "merge_backward_kernel": "attention_backward",
+    "grad_keys_kernel": "attention_keys",
+}
+
+
+def attend(name: str, table: configs.Table, registers: int, kib: int, *without: str, **constants: int) -> Kernel:
+    storage = ("keys", "score_weight", "memory", "memory_gates", "values", "grad_keys", "entering", "reset_state")
+    return Kernel(
+        ATTENTION[name],
+        name,
+        table,
+        lambda w: w.attention_size,
+        registers,
+        kib * 1024,
+        storage=tuple(f"{operand}_ptr" for operand in storage),
+        types=MASKS,
+        sizes=attention_sizes,
+        constants={**absent(*without), **constants},
+    )
+
+
+def decoder(name: str, table: configs.Table, registers: int, kib: int, *without: str, **constants: bool) -> Kernel:
+    """The decoder's products."""
+    operands = ("entering", "context", "reset_state", "grad_query", "grad_hidden", "grad_u", "query_weight",
+                "query_bias", "hidden_weight", "hidden_bias", "context_weight")  # fmt: skip
+
+    def sizes(workload: Workload) -> dict[str, Any]:
+        hidden, width = workload.hidden_size, workload.memory_size
+        inputs = width if name == "context_gates_kernel" else hidden
+        return {
+            **{"A": workload.attention_size, "H": hidden, "M": width, "THROUGH": 3 * hidden, "INPUT_STRIDE": hidden},
+            **{"WEIGHT_STRIDE": inputs, "QUERY_WEIGHT_STRIDE": hidden, "HIDDEN_WEIGHT_STRIDE": hidden},
+        }
+
+    return Kernel(
+        "decoder_projection"
+        if name == "projection_kernel"
+        else f"decoder_products{'_backward' * ('backward' in name)}",
+        name,
+        table,
+        (lambda w: w.attention_size + 3 * w.hidden_size) if name == "projection_kernel" else (lambda w: w.hidden_size),
+        registers,
+        kib * 1024,
+        storage=tuple(f"{operand}_ptr" for operand in operands),
+        types=MASKS,
+        sizes=sizes,
+        constants={**absent(*without), **constants, **OPERANDS},
+    )
+
+
+def variant(kernel: Kernel) -> Kernel:
+    """Of a kernel that stands in another row: one family is enough."""
+    return dataclasses.replace(kernel, archs=ARCHS[1:2])
 
 
 def products(name: str, registers: int, shared: int, *, more: int = 0) -> Kernel:
@@ -156,17 +240,28 @@ def tiles(workload: Workload) -> dict[str, Any]:
 # Registers: 128 leave room for four programs of 128 threads on a multiprocessor. Odd sizes, one more than a workload's:
 # no load is wider than a number.
 KERNELS: tuple[Kernel, ...] = (
-    attention("score_kernel", configs.SCORE, lambda w: w.attention_size, "keys", "score_weight"),
-    attention("reduce_kernel", configs.REDUCE, lambda w: w.memory_size, "values", "output"),
-    attention("grad_weights_kernel", configs.GRAD_WEIGHTS, lambda w: w.memory_size, "values"),
-    attention("grad_query_kernel", configs.GRAD_QUERY, lambda w: w.attention_size, "keys", "score_weight"),
-    attention("grad_keys_kernel", configs.GRAD_KEYS, lambda w: w.attention_size, "keys", "score_weight", "grad_keys"),
-    gates("reset_kernel", "input_gates"),
-    gates("gates_kernel", "input_gates", RESET_AFTER=True),
-    gates("gates_kernel", "input_gates", RESET_AFTER=False),
-    gates("gates_backward_kernel", RESET_AFTER=True),
-    gates("gates_backward_kernel", RESET_AFTER=False),
-    gates("reset_backward_kernel"),
+    # A step's attention and gates in one; a source that is split; attention alone; a step of decoding with both.
+    attend("attend_kernel", configs.ATTEND, 128, 56, "memory", "context", *SPLIT, RESET_AFTER=True),
+    attend("attend_kernel", configs.ATTEND, 128, 56, *GATES, RESET_AFTER=True),
+    variant(attend("attend_kernel", configs.ATTEND, 128, 32, "memory_gates", *SPLIT, *GATES, RESET_AFTER=True)),
+    variant(attend("attend_kernel", configs.ATTEND, 128, 56, *SPLIT, RESET_AFTER=False)),
+    attend("merge_kernel", configs.MERGE, 64, 1, RESET_AFTER=True),
+    attend("attend_backward_kernel", configs.ATTEND_BACKWARD, 96, 20, "sums", "means", "grad_query_parts"),
+    attend("attend_backward_kernel", configs.ATTEND_BACKWARD, 96, 20, "grad_query"),
+    attend("merge_backward_kernel", configs.MERGE, 64, 1),
+    attend("grad_keys_kernel", configs.GRAD_KEYS, 64, 1),
+    decoder("projection_kernel", configs.PROJECTION, 128, 76),
+    decoder("context_gates_kernel", configs.DECODER, 128, 16, "reset_state", RESET_AFTER=True),
+    variant(decoder("context_gates_kernel", configs.DECODER, 128, 16, "carried", "entering", RESET_AFTER=False)),
+    decoder("candidate_kernel", configs.DECODER, 128, 16),
+    decoder("state_backward_kernel", configs.DECODER_BACKWARD, 128, 20, RESET_AFTER=True),
+    variant(decoder("state_backward_kernel", configs.DECODER_BACKWARD, 128, 20, RESET_AFTER=False)),
+    decoder("reset_backward_kernel", configs.DECODER_BACKWARD, 128, 20),
+    # The other forms of the scores' tanh.
+    *(
+        variant(attend("attend_kernel", configs.ATTEND, 128, 56, *GATES, RESET_AFTER=True, TANH=form))
+        for form in (configs.EXACT, configs.APPROXIMATE)
+    ),
     products("linear_kernel", 128, 32 * 1024),
     products("vocabulary_tile_kernel", 255, 64 * 1024),
     products("vocabulary_tile_kernel", 255, 64 * 1024, more=1),
@@ -196,7 +291,7 @@ def compile_for(kernel: Kernel, workload: Workload, dtype: str, arch: int) -> An
     constants = {
         name: getattr(triton.language, dtype) if value == "storage" else value
         for name, value in row.items()
-        if name not in OPTIONS
+        if name in function.arg_names  # kernels of one room share their sizes
     }
     signature, attrs = {}, {}
     for position, parameter in enumerate(function.params):
@@ -238,6 +333,26 @@ def test_a_kernel_compiles_within_its_budgets_and_spills_nothing(kernel, workloa
     assert used["STACK"] == 0 and used["LOCAL"] == 0, f"it spills: {used}"
     assert used["REG"] <= kernel.registers, used
     assert compiled.metadata.shared <= kernel.shared, compiled.metadata.shared
+
+
+def sums(compiled: Any) -> set[tuple[str, str]]:
+    """(axis, tile and layout) of every reduction: what fixes the order of its sum."""
+    code = compiled.asm["ttgir"]
+    layouts = dict(re.findall(r"^(#\w+) = (.*)$", code, re.M))
+    found = re.findall(r'"tt\.reduce"\([^)]*\) <\{axis = (\d).*?\}\) : \((tensor<.*?>)\) ->', code, re.S)
+    return {(axis, re.sub(r"#\w+\b(?=[>,}])", lambda name: layouts[name[0]], tile)) for axis, tile in found}
+
+
+@pytest.mark.parametrize("workload", ["paper", "small"])
+def test_a_row_is_summed_in_one_order_whether_its_source_is_split_or_not(workload):
+    """A sentence decodes alike alone, in one program, and in a batch so long that its source is split."""
+    whole, split, *others = (
+        kernel for kernel in KERNELS if kernel.name == "attend_kernel" and "TANH" not in kernel.constants
+    )
+    expected = sums(compile_for(whole, WORKLOADS[workload], "bfloat16", 90))
+    assert len(expected) == 3  # scores, the softmax's total and largest, weighted sums
+    for kernel in (split, *others):
+        assert sums(compile_for(kernel, WORKLOADS[workload], "bfloat16", 90)) == expected
 
 
 def test_every_kernel_has_its_row():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+from math import gcd
 from typing import Any, overload
 
 import torch
@@ -74,6 +76,22 @@ def contiguous(tensor: Tensor) -> Tensor: ...
 def contiguous(tensor: None) -> None: ...
 def contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many programs ``device`` runs side by side at least; a few in the interpreter, where the tests see both."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
+
+
+def sharing(device: torch.device, programs: int, parts: int) -> int:
+    """Over how many programs each is to share its ``parts``, so that they fill the device. No sum depends on it."""
+    return max(1, min(parts, multiprocessors(device) // programs))
+
+
+def alignment(values: Tensor) -> int:
+    """The numbers, 16 bytes at most, that divide every place where a position of ``values`` (B, S, W) begins."""
+    return gcd(16 // values.element_size(), *values.stride()[:2])
 
 
 def rows_for(like: Tensor, *shape: int) -> Tensor:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import LINEAR
+from .configs import LINEAR, Table
 from .launch import blocks, compute_type, config_of, ends_contiguous, precision, rows_for
 
 
@@ -106,13 +106,13 @@ def linear_kernel(
     )
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None, table: Table = LINEAR) -> Tensor:
     """``output = input weightᵀ + bias`` (N, O) in float32, every row by itself."""
     input, weight, bias = ends_contiguous(input), ends_contiguous(weight), ends_contiguous(bias)
     rows, features = input.shape
     outputs = weight.shape[0]
     output = rows_for(input, rows, outputs)
-    config = config_of(LINEAR, weight, outputs)
+    config = config_of(table, weight, outputs)
     grid = (blocks(rows, config["BLOCK_ROWS"]) * blocks(outputs, config["BLOCK_COLUMNS"]),)
     linear_kernel[grid](
         input_ptr=input,
