@@ -9,6 +9,7 @@ import signal
 import stat
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from rnnsearch.translator import Translator
 
 Advance = Callable[[int], Any] | None
 CHUNK_LINES = 1024  # sorted by length together
+LOOK_SECONDS = 2  # between looks at what other processes have done, for the bar
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -121,10 +123,13 @@ class Work:
 
         with progress_bar(len(file), self.settings.progress if processes.first else "never") as bar:
             bar.update(made())
+            looked = time.monotonic()
             for number, chunk in processes.shard(list(enumerate(chunks))):
                 if not parts.made(number):
                     parts.write(number, self._translated(file_lines(file, chunk), bar.update))
-                    bar.update(made() - bar.n)  # other processes' too
+                if not bar.disable and time.monotonic() - looked > LOOK_SECONDS:
+                    bar.update(made() - bar.n)
+                    looked = time.monotonic()
             processes.gather(None)
             bar.update(len(file) - bar.n)
         if processes.first:

@@ -141,9 +141,11 @@ class TranslationModel(nn.Module):
         options.setdefault("ban_ids", (self.config.unk_id,) if replace_unknown is False else ())
         encoded = [self.source_vocabulary.encode(source) for source in sources]
         results: list[list[Translation]] = [[] for _ in sources]
-        if token_table is None:
-            token_table = self._table_pays(sum(map(len, encoded)) * options.get("beam_size", BEAM_SIZE))
         table = self.token_table() if token_table else None
+
+        def make_table(places: Sequence[int]) -> None:
+            nonlocal table
+            table = self.token_table()
 
         def decode(places: Sequence[int]) -> None:
             sampling: dict[str, Any] = {}
@@ -156,6 +158,8 @@ class TranslationModel(nn.Module):
             for row, place in enumerate(places):
                 results[place] = _translations(found, row, len(encoded[place]), self.target_vocabulary)
 
+        if token_table is None and self._table_pays(sum(map(len, encoded)) * options.get("beam_size", BEAM_SIZE)):
+            _fits(make_table, ())  # where it does not, the same bits come without it
         # The longest first: what does not fit is known at once.
         order = sorted(range(len(sources)), key=lambda place: -len(encoded[place]))
         start = 0
