@@ -208,7 +208,7 @@ def test_decoder_scan_backward_is_the_reference(case: Case, build: HostBuilds) -
         "grad_query_bias": grad_queries.sum((0, 1)),
         "grad_hidden_bias": grad_hidden.sum((0, 1)),
     }
-    torch.testing.assert_close(slopes.sum(2), grad_queries, **HOST_KERNELS[torch.float32])
+    torch.testing.assert_close(slopes.sum(2), grad_queries, **HOST_KERNELS[case.dtype])
     wanted = values.backward_truth()
     for name, one in got.items():
         torch.testing.assert_close(one, wanted[name], **HOST_KERNELS[case.dtype], msg=lambda m, n=name: f"{n}: {m}")

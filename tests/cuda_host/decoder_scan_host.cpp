@@ -122,8 +122,8 @@ int backward(const Header& h) {
              queries = read<float>(in.cells * h.A), states = read<float>(in.cells * h.H),
              attn_weights = read<float>(in.cells * h.S), gates = read<float>(in.cells * 4 * h.H);
   auto grad_input = poisoned<Input>(in.cells * 3 * h.H);
-  auto grad_hidden = poisoned<float>(in.cells * 3 * h.H), grad_queries = poisoned<float>(in.cells * h.A),
-       grad_scores = poisoned<float>(in.cells * h.S), grad_state = poisoned<float>(size_t(h.B) * h.H);
+  auto grad_hidden = poisoned<Storage>(in.cells * 3 * h.H), grad_queries = poisoned<Storage>(in.cells * h.A);
+  auto grad_scores = poisoned<float>(in.cells * h.S), grad_state = poisoned<float>(size_t(h.B) * h.H);
   auto exchange = poisoned<Storage>(size_t(2) * h.B * grad_depth(h.A, h.H));
   auto grad_gates = poisoned<float>(size_t(h.B) * 3 * h.H);
   auto partial = poisoned<float>(h.splits > 1 ? size_t(h.B) * h.splits * grad_partial_width(h.A) : 0);

@@ -34,14 +34,14 @@ struct DecoderScanBackwardArguments {
   const float* gates;            // (B, T, 4H)
   void* grad_input_gates;        // (B, T, 3H), Storage or float
   bool input_is_storage;
-  float* grad_hidden;   // (B, T, 3H): the gradient of u
-  float* grad_queries;  // (B, T, A)
-  float* grad_scores;   // (B, T, S)
-  float* grad_state;    // (B, H)
-  Storage* exchange;    // (2, B, grad_depth(A, H)): the gradients of query and u of even and odd steps
-  float* grad_gates;    // (B, 3H): the gradient of g
-  float* partial;       // (B, splits, grad_partial_width(A)), or null with one split
-  uint32_t* barriers;   // (shape.barrier_words(),), zero
+  Storage* grad_hidden;   // (B, T, 3H): the gradient of u
+  Storage* grad_queries;  // (B, T, A)
+  float* grad_scores;     // (B, T, S)
+  float* grad_state;      // (B, H)
+  Storage* exchange;      // (2, B, grad_depth(A, H)): the gradients of query and u of even and odd steps
+  float* grad_gates;      // (B, 3H): the gradient of g
+  float* partial;         // (B, splits, grad_partial_width(A)), or null with one split
+  uint32_t* barriers;     // (shape.barrier_words(),), zero
   uint32_t spin_limit;
 };
 
@@ -166,7 +166,7 @@ struct DecoderScanBackwardBlock {
   RNNSEARCH_DEVICE void give(size_t row, int step, int gate, int unit, float grad_g, float grad_u) {
     const size_t to = ((row * shape.T + step) * 3 + gate) * H + unit;
     store_float<Storage>(a.grad_input_gates, a.input_is_storage, to, grad_g);
-    a.grad_hidden[to] = grad_u;
+    a.grad_hidden[to] = from_float<Storage>(grad_u);
     a.grad_gates[(row * 3 + gate) * H + unit] = grad_g;
     exchanged(step, row)[hidden_at(gate) + unit] = from_float<Storage>(grad_u);
   }
@@ -293,8 +293,7 @@ struct DecoderScanBackwardBlock {
     const int last = static_cast<int>(int64_t(A) * (at.split + 1) / shape.splits);
     for (int i = first + thread_index(); i < last; i += thread_count()) {
       const float grad = within ? score_weight[i] * slope(at, i) : 0;
-      a.grad_queries[cell * A + i] = grad;
-      exchanged(step, at.row)[i] = from_float<Storage>(grad);
+      a.grad_queries[cell * A + i] = exchanged(step, at.row)[i] = from_float<Storage>(grad);
     }
   }
 };

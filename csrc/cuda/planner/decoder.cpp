@@ -58,10 +58,9 @@ DecoderPlan lay(const DecoderProblem& p, int64_t row_groups, int64_t splits, int
 
   const int64_t partial = splits > 1 ? p.B * splits * ((p.backward ? 2 : 1) * width + 4) * 4 : 0;
   const int64_t words = plan.row_groups + 1 + (splits > 1 ? p.B : 0);
-  const int64_t memory_gates = p.B * p.S * 3 * p.H * size;
-  // Query and u, or the gates' gradients; of all steps, what the caller computes before and the products after.
-  const int64_t floats = p.backward ? p.B * 3 * p.H + p.B * p.T * (2 * p.A + 3 * p.H + 2 * p.S) : p.B * (p.A + 3 * p.H);
-  plan.workspace_bytes = 2 * p.B * depth * size + floats * 4 + partial + words * 4 + memory_gates;
+  // Query and u, or the gates' gradients.
+  const int64_t floats = p.B * (p.backward ? 3 * p.H : p.A + 3 * p.H);
+  plan.workspace_bytes = 2 * p.B * depth * size + floats * 4 + partial + words * 4 + p.B * p.S * 3 * p.H * size;
   plan.barriers_per_step = p.reset_after ? 2 : 3;
   plan.barriers = plan.barriers_per_step * p.T;
   plan.row_meetings = splits > 1 ? p.T : 0;
