@@ -10,7 +10,7 @@ from rnnsearch import cli, segmentation, snapshots
 from rnnsearch.config import RNNSearchConfig
 from rnnsearch.model import RNNSearch
 from rnnsearch.segmentation import Characters, Words
-from rnnsearch.train_command import INITIAL
+from rnnsearch.snapshots import INITIAL
 from rnnsearch.trainer import CHECKPOINTS
 from rnnsearch.translator import Translator
 from rnnsearch.vocabulary import Vocabulary

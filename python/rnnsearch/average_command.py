@@ -14,7 +14,7 @@ from rnnsearch import segmentation, snapshots
 from rnnsearch.checkpoint import CheckpointError, check_weights
 from rnnsearch.model import RNNSearch
 from rnnsearch.segmentation import Segmentation
-from rnnsearch.train_command import INITIAL
+from rnnsearch.snapshots import INITIAL
 from rnnsearch.trainer import CHECKPOINTS
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

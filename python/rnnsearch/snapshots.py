@@ -27,6 +27,7 @@ from torch import Tensor
 
 from rnnsearch.checkpoint import CheckpointError
 
+INITIAL = "initial"  # beside the checkpoints' folder: the model before the first update, with all that they share
 MARKER, STATE, KIND, FORMAT = "complete.json", "state.json", "rnnsearch-training", 1
 PREFIX, UNFINISHED = "update-", ".unfinished-"
 _NAME = re.compile(rf"{PREFIX}(\d+)-(\d+)")  # update, and which of those saved at it

@@ -28,7 +28,7 @@ from rnnsearch.trainer import CHECKPOINTS, DevText, Trainer
 from rnnsearch.translator import Translator
 from rnnsearch.vocabulary import Vocabulary
 
-CONFIG, TEXTS, INITIAL = "config.yaml", "texts.json", "initial"
+CONFIG, TEXTS = "config.yaml", "texts.json"
 # What a run is made with before its first update, and keeps.
 KEPT = {
     "data": (
@@ -141,18 +141,18 @@ def _run(
     texts = {
         name: {"pairs": len(text), "sha256": text.digest} for name, text in (("training", corpus), ("dev", dev_corpus))
     }
-    fresh = not (directory / INITIAL / segmentation.FILE).exists() or not resume
+    fresh = not (directory / snapshots.INITIAL / segmentation.FILE).exists() or not resume
     if fresh and processes.first:
         directory.mkdir(parents=True, exist_ok=True)
         # A run that ended before its first checkpoint may have left a model of other settings.
-        (directory / INITIAL / segmentation.FILE).unlink(missing_ok=True)
+        (directory / snapshots.INITIAL / segmentation.FILE).unlink(missing_ok=True)
         write_atomically(
             {directory / CONFIG: text.encode(), directory / TEXTS: (json.dumps(texts, indent=1) + "\n").encode()}
         )
-        _begin(settings, corpus).save(directory / INITIAL)
+        _begin(settings, corpus).save(directory / snapshots.INITIAL)
     processes.gather(None)  # the others wait for what the first one writes
     _check_texts(directory / TEXTS, texts)
-    translator = Translator.from_pretrained(directory / INITIAL, backend=run.backend, device="cpu")
+    translator = Translator.from_pretrained(directory / snapshots.INITIAL, backend=run.backend, device="cpu")
     stream = BatchStream(
         corpus,
         translator.encode,

@@ -97,7 +97,7 @@ def read_command(arguments: Sequence[str]) -> Command:
         "--model",
         action="append",
         metavar="DIRECTORY",
-        help="a trained model, run/best say; several decide together",
+        help="a trained model, run/best or a checkpoint; several decide together",
     )
     parser.add_class_arguments(TranslateSettings)
     # What can be given several times, or as a file alone.

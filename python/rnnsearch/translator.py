@@ -16,6 +16,7 @@ from rnnsearch.data import Pair
 from rnnsearch.decoding import DecodingOptions
 from rnnsearch.ensemble import Ensemble
 from rnnsearch.model import RNNSearch
+from rnnsearch.pretrained import load_model, load_segmentation
 from rnnsearch.processes import pick_device
 from rnnsearch.segmentation import Segmentation
 from rnnsearch.translation import Translation, TranslationModel
@@ -32,7 +33,8 @@ class Translator:
         dataset.map_batches(Translator, fn_constructor_args=["run/best"], batch_size=256, concurrency=2)
 
     Args:
-        model: a directory that `rnnsearch train` wrote, or a model with its vocabularies; several are an ensemble.
+        model: a directory that `rnnsearch train` wrote, ``run/best`` or a checkpoint, or a model with its vocabularies;
+            several are an ensemble.
         source, target: how text on either side becomes tokens; read from the directory where there is one.
         backend: that of the ops.
         device: ``"auto"`` is CUDA where there is one, ``None`` leaves a given model where it is.
@@ -62,8 +64,7 @@ class Translator:
     ) -> None:
         given = [model] if isinstance(model, (str, Path, RNNSearch)) else list(model)
         models = [
-            entry if isinstance(entry, RNNSearch) else RNNSearch.from_pretrained(entry, backend=backend)
-            for entry in given
+            entry if isinstance(entry, RNNSearch) else load_model(Path(entry), backend=backend) for entry in given
         ]
         directories = [Path(entry) for entry in given if not isinstance(entry, RNNSearch)]
         if source is None or target is None:
@@ -164,7 +165,7 @@ class Translator:
 
 def _shared_segmentation(directories: Sequence[Path]) -> tuple[Segmentation, Segmentation]:
     """That of the first; the others must have the same."""
-    first, *others = (segmentation.load(directory) for directory in directories)
+    first, *others = map(load_segmentation, directories)
     for directory, other in zip(directories[1:], others, strict=True):
         for side, mine, theirs in zip(("source", "target"), first, other, strict=True):
             if not segmentation.same(mine, theirs):
