@@ -13,7 +13,8 @@ from torch.export import Dim
 import rnnsearch_kernels as rk
 from rnnsearch_kernels.ops import overload_of
 from rnnsearch_kernels.schema import BY_NAME
-from rnnsearch_kernels.selftest import INFERENCE_ONLY, SIZES, differentiable_arguments, example
+from rnnsearch_kernels.selftest import INFERENCE_ONLY, SIZES, differentiable_arguments, error_ratio, example, widen
+from rnnsearch_kernels.triton import LOOPS, graphs
 
 (TRITON,) = (backend for backend in rk.list_backends() if backend.name == "triton")
 SMALL = {
@@ -100,6 +101,21 @@ def test_the_module_exports_with_dynamic_sizes_through_a_file(tmp_path):
             assert all(map(torch.equal, loaded(*given), decoder(*given)))
     overloads = {str(node.target) for node in exported.graph.nodes}
     assert "rnnsearch.decoder_scan.triton" in overloads
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_steps_rows_and_positions_of_padding_are_no_ops_of_the_kernels(name, monkeypatch):
+    """What a CUDA graph of a bucket runs: one more of each than was given."""
+    monkeypatch.setattr(graphs, "bucket", lambda size: size + 1)
+    op, sizes = BY_NAME[name], {**SMALL, "B": 3, "T": 2, "S": 4}
+    for given in (set(), {"lengths", "input_lengths", "key_padding_mask"}):
+        absent = {arg.name for arg in op.tensors if arg.optional} - given
+        args = example(op, sizes=sizes, absent=absent, flags={"reset_after": not given, "reverse": bool(given)})
+        call = graphs.Call(op, list(args.values()))
+        assert call.padded == set(call.sizes) >= {"B", "T"}
+        truth = overload_of(name, "reference")(*widen(args).values())
+        for mine, theirs in zip(call.plainly(overload_of(name, "triton")), truth, strict=True):
+            assert error_ratio(mine, theirs, torch.float32) <= 1
 
 
 def test_on_a_gpu_the_results_are_there_with_the_sizes_and_dtypes_of_the_list():
