@@ -193,6 +193,17 @@ def test_a_model_with_a_step_of_its_own_keeps_no_graph() -> None:
     assert Warmer(model.config)._graph_key(None) is None
 
 
+@pytest.mark.parametrize("off", [True, False])
+def test_where_graphs_are_turned_off_the_steps_are_called(off: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RNNSEARCH_CUDA_GRAPHS", "0" if off else "1")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert {module._engine(engine, cuda) for engine in ("auto", "graph")} == {"fixed" if off else "graph"}
+    assert module._engine("auto", cpu) == "shrinking"
+    for engine in ("fixed", "shrinking"):
+        assert module._engine(engine, cuda) == engine
+
+
 def test_a_key_wants_a_prepared_memory() -> None:
     state, memory = torch.zeros(1, 2), object()
     with pytest.raises(TypeError, match="`graph_key` needs a PreparedMemory; `memory` is object"):

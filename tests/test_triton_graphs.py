@@ -129,6 +129,21 @@ def test_results_are_the_callers_own():
         first = again
 
 
+@pytest.mark.parametrize("steps", [5, 17])
+def test_plainly_or_replayed_a_loop_sees_the_same_layout(steps):
+    recorder, seen = Recorder(), []
+
+    def loop(*args):
+        seen.append([value.stride() for value in args if isinstance(value, torch.Tensor)])
+        return reference.gru_scan(*args)
+
+    args = example(GRU, sizes={**SIZES, "T": steps})
+    args["hidden_weight"] = args["hidden_weight"].t().contiguous().t()
+    for _ in range(3):
+        recorder.run("gru_scan", args, loop)
+    assert len(seen) == 4 and all(strides == seen[0] for strides in seen)  # a capture's own runs among them
+
+
 def test_only_sizes_of_a_batch_are_padded_and_every_loop_names_them_as_the_list_does():
     for name in triton.LOOPS:
         op = BY_NAME[name]

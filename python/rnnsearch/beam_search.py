@@ -141,14 +141,19 @@ def beam_search(
         limits=limits,
         padding=padding,
     )
-    if engine == "auto":
-        engine = "graph" if device.type == "cuda" else "shrinking"
+    engine = _engine(engine, device)
     if engine == "shrinking":
         return shrinking_search(search, state)
-    graph = engine == "graph" and graphs.KEPT.usable(device)
-    if graph and graph_key is not None:
+    if engine == "graph" and graph_key is not None:
         return kept_search(search, state, graph_key)
-    return fixed_search(search, state, graph=graph)
+    return fixed_search(search, state, graph=engine == "graph")
+
+
+def _engine(engine: str, device: torch.device) -> str:
+    """The engine that runs where ``engine`` is asked for."""
+    if engine == "auto":
+        engine = "graph" if device.type == "cuda" else "shrinking"
+    return "fixed" if engine == "graph" and not graphs.KEPT.usable(device) else engine
 
 
 def check_lengths(min_length: int, max_length: int | None, factor: float, ngram_size: int) -> None:

@@ -135,7 +135,10 @@ class Call:
         )
 
     def plainly(self, function: Loop) -> Results:
-        return self.results(function(*self.own())) if self.padded else function(*self.args)
+        """The loop on arguments that are laid out as a graph's own: a library's product may depend on that."""
+        if self.padded:
+            return self.results(function(*self.own()))
+        return function(*(value.contiguous() if isinstance(value, Tensor) else value for value in self.args))
 
 
 class Graph:
