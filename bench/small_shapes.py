@@ -1,7 +1,7 @@
 """Every op of every GPU backend at a few small shapes, and a beam search: what compute-sanitizer looks at.
 
-The shapes are the self-test's, odd on purpose. Without a graph: the sanitizer takes the allocator's cache away, which
-a capture needs; the same kernels are launched one by one.
+The shapes are the self-test's, odd on purpose, with a short source and with one that is split over programs. Without a
+graph: the sanitizer takes the allocator's cache away, which a capture needs; the same kernels are launched one by one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rnnsearch import RNNSearch
 from rnnsearch.pronunciation import MODEL_DIRECTORY
 
 import rnnsearch_kernels
-from rnnsearch_kernels.selftest import check, runs_on
+from rnnsearch_kernels.selftest import LONG, check, runs_on
 
 
 def main() -> int:
@@ -25,7 +25,7 @@ def main() -> int:
     for backend in rnnsearch_kernels.list_backends():
         if "cuda" not in backend.devices or not runs_on(backend, "cuda"):
             continue  # the reference's kernels are torch's
-        for outcome in check(backend, "cuda"):
+        for outcome in (*check(backend, "cuda"), *check(backend, "cuda", LONG)):
             wrong += outcome.complaint is not None
             print(f"{backend.name} {outcome.op} {outcome.dtype}: {outcome.complaint or 'right'}", flush=True)
         if all(backend.why_not(op, "cuda", torch.float32, False) is None for op in DECODE_OPS):

@@ -18,7 +18,7 @@ from .autograd import BACKWARD
 from .backends import Backend, list_backends, pick
 from .checks import STORAGE_DTYPES
 from .schema import OPS
-from .selftest import Outcome, check, devices, runs_on
+from .selftest import LONG, Outcome, check, devices, runs_on
 
 WIDTH = 100
 FORWARD = [op.name for op in OPS if not op.name.endswith("_backward")]
@@ -104,6 +104,10 @@ def self_test(outcomes: list[Outcome]) -> Iterator[str]:
                     found = list(check(backend, device))
                     outcomes += found
                     yield from _table(f"{backend.name}{label} on {device}", found)
+                if device == "cuda":
+                    found = list(check(backend, device, LONG))
+                    outcomes += found
+                    yield from _table(f"{backend.name} on {device}, {LONG['S']} source positions", found)
     yield "The numbers are the largest error of results and gradients, over what is allowed."
 
 

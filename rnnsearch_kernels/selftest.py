@@ -24,6 +24,8 @@ from .schema import BY_NAME, EITHER, INDEX, MASK, OPS, STORAGE, Arg, Flag, Op
 
 # Odd on purpose, and none equal to another: a mixed-up size or a missing tail shows.
 SIZES = {"B": 4, "S": 7, "T": 5, "N": 6, "H": 13, "A": 11, "M": 19, "L": 9, "V": 37, "R": 3, "K": 8, "I": 17, "O": 23}
+# A source of several blocks: GPU kernels split it over programs.
+LONG = {**SIZES, "S": 131, "T": 3}
 
 # RMS error allowed, in units of max|truth|: 8 eps(storage) for rounding to storage a handful of times, and 64
 # eps(accumulate) for sums whose terms cancel, as those of the scores' gradients do (they add up to zero): honest
@@ -158,17 +160,17 @@ class Outcome:
     complaint: str | None
 
 
-def check(backend: Backend, device: str) -> Iterator[Outcome]:
+def check(backend: Backend, device: str, sizes: Mapping[str, int] = SIZES) -> Iterator[Outcome]:
     """Every op that ``backend`` can run on ``device``, in each of its dtypes."""
     for op in OPS:
         if op.name.endswith("_backward"):
             continue  # held by the gradients of its forward op
         for dtype in backend.dtypes:
             if backend.why_not(op.name, device, dtype, False) is None:
-                yield _check_op(backend, device, op, dtype)
+                yield _check_op(backend, device, op, dtype, sizes)
 
 
-def _check_op(backend: Backend, device: str, op: Op, dtype: torch.dtype) -> Outcome:
+def _check_op(backend: Backend, device: str, op: Op, dtype: torch.dtype, sizes: Mapping[str, int]) -> Outcome:
     differentiable = op.name in BACKWARD and backend.why_not(op.name, device, dtype, True) is None
     overload = overload_of(op.name, backend.name)
     # Where no argument is for inference only, the calls with gradients hold the values of the calls without.
@@ -176,7 +178,7 @@ def _check_op(backend: Backend, device: str, op: Op, dtype: torch.dtype) -> Outc
     worst, complaint = 0.0, None
     for gradients in [False] * plain + [True] * differentiable:
         for seed, (absent, flags) in enumerate(variants(op, differentiable=gradients)):
-            args = example(op, dtype, seed=seed, absent=absent, flags=flags, device=device)
+            args = example(op, dtype, seed=seed, sizes=sizes, absent=absent, flags=flags, device=device)
             try:
                 for name, ratio in _errors(op, overload, args, dtype, gradients):
                     worst = max(worst, ratio)

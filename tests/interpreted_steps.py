@@ -166,6 +166,14 @@ def test_a_step_takes_two_launches_and_one_for_each_thing_that_must_be_whole_bef
     assert counts == [forward, backward]
 
 
+@pytest.mark.parametrize(
+    ("absent", "reset_after", "expected"), [((), True, 2), ((), False, 3), (("memory_gates",), True, 3)]
+)
+def test_a_step_of_decoding_takes_two_launches_where_memory_gates_are_there(monkeypatch, absent, reset_after, expected):
+    args = example(BY_NAME["decoder_step"], absent=("state_mask", *absent), flags={"reset_after": reset_after})
+    assert len(launches(monkeypatch, "decoder_step", args)) == expected
+
+
 @triton.jit
 def tanh_kernel(input_ptr, output_ptr, TANH: tl.constexpr):
     place = tl.arange(0, 4)[:, None] * 64 + tl.arange(0, 64)[None, :]

@@ -113,6 +113,9 @@ GATES = (
     "reset_state",
 )
 SPLIT = ("maxima", "totals", "context_gates")
+FOLLOWING = ("grad_query", "grad_hidden")
+STEP = ("gates", "grad_state", "old_state", "within", "grad_input", "grad_u")
+OPTIONAL = ("padding", "within", "index", "state_mask", "carried", "entering")
 
 
 def absent(*names: str) -> dict[str, None]:
@@ -254,9 +257,14 @@ KERNELS: tuple[Kernel, ...] = (
     decoder("context_gates_kernel", configs.DECODER, 128, 16, "reset_state", RESET_AFTER=True),
     variant(decoder("context_gates_kernel", configs.DECODER, 128, 16, "carried", "entering", RESET_AFTER=False)),
     decoder("candidate_kernel", configs.DECODER, 128, 16),
-    decoder("state_backward_kernel", configs.DECODER_BACKWARD, 128, 20, RESET_AFTER=True),
-    variant(decoder("state_backward_kernel", configs.DECODER_BACKWARD, 128, 20, RESET_AFTER=False)),
-    decoder("reset_backward_kernel", configs.DECODER_BACKWARD, 128, 20),
+    decoder("state_backward_kernel", configs.DECODER_BACKWARD, 128, 36, RESET_AFTER=True),
+    variant(decoder("state_backward_kernel", configs.DECODER_BACKWARD, 128, 36, RESET_AFTER=False)),
+    decoder("reset_backward_kernel", configs.DECODER_BACKWARD, 128, 36),
+    # The last step, the gradient of the first state, and a call without any optional argument.
+    variant(decoder("state_backward_kernel", configs.DECODER_BACKWARD, 128, 0, *FOLLOWING, RESET_AFTER=True)),
+    variant(decoder("state_backward_kernel", configs.DECODER_BACKWARD, 128, 36, *STEP, RESET_AFTER=True)),
+    variant(attend("attend_kernel", configs.ATTEND, 128, 56, *SPLIT, *OPTIONAL, RESET_AFTER=True)),
+    variant(attend("merge_kernel", configs.MERGE, 64, 1, "context_parts", "context", *OPTIONAL, RESET_AFTER=False)),
     # The other forms of the scores' tanh.
     *(
         variant(attend("attend_kernel", configs.ATTEND, 128, 56, *GATES, RESET_AFTER=True, TANH=form))

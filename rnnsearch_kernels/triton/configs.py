@@ -136,7 +136,7 @@ DECODER: Table = {
 # The way back through the products of a decoder's state, as DECODER; their sums are longer, A + 3H. By H.
 DECODER_BACKWARD: Table = {
     DEFAULT: {
-        2: {LARGEST: {"BLOCK_B": 32, "BLOCK_H": 16, "BLOCK_K": 64, "num_warps": 4, "num_stages": 4}},
+        2: {LARGEST: {"BLOCK_B": 32, "BLOCK_H": 16, "BLOCK_K": 128, "num_warps": 4, "num_stages": 4}},
         4: {LARGEST: {"BLOCK_B": 16, "BLOCK_H": 16, "BLOCK_K": 32, "num_warps": 4, "num_stages": 4}},
     },
 }
