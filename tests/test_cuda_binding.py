@@ -5,6 +5,7 @@ What differs on a GPU is in csrc/cuda/platform_device.h and the first half of cs
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -29,7 +30,15 @@ from rnnsearch_kernels.selftest import (
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
-DIFFERENTIABLE = ["gru_scan"]
+# Op, and whether it has its gradients here.
+HELD = [
+    ("linear", True),
+    ("additive_attention", True),
+    ("additive_attention", False),
+    ("decoder_step", False),
+    ("decoder_scan", False),
+    ("gru_scan", True),
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +56,22 @@ def leaves_the_limits(module: ModuleType) -> Any:
     module.set_per_step_backend("reference")
 
 
-def cases(op: str) -> list[tuple[torch.dtype, int]]:
+def cases() -> Iterator[tuple[str, bool, torch.dtype, int]]:
     """Every form in one dtype, in the others one with all arguments and one with none of the optional."""
-    forms = len(list(variants(BY_NAME[op], differentiable=True)))
-    return [(DTYPES[0], form) for form in range(forms)] + [(t, form) for t in DTYPES[1:] for form in (0, forms - 1)]
+    for op, gradients in HELD:
+        last = len(list(variants(BY_NAME[op], differentiable=gradients))) - 1
+        for dtype in DTYPES:
+            for form in range(last + 1) if dtype == DTYPES[0] else {0, last}:
+                yield op, gradients, dtype, form
 
 
-@pytest.mark.parametrize(("op", "dtype", "form"), [(op, *case) for op in DIFFERENTIABLE for case in cases(op)])
-def test_values_and_gradients_are_the_references(module: ModuleType, op: str, dtype: torch.dtype, form: int) -> None:
-    absent, flags = list(variants(BY_NAME[op], differentiable=True))[form]
+@pytest.mark.parametrize(("op", "gradients", "dtype", "form"), list(cases()))
+def test_values_and_gradients_are_the_references(
+    module: ModuleType, op: str, gradients: bool, dtype: torch.dtype, form: int
+) -> None:
+    absent, flags = list(variants(BY_NAME[op], differentiable=gradients))[form]
     args = example(BY_NAME[op], dtype, seed=form, absent=absent, flags=flags)
-    wanted = differentiable_arguments(BY_NAME[op], args)
+    wanted = differentiable_arguments(BY_NAME[op], args) if gradients else []
     found = values_and_grads(overload_of(op, NAME), args, wanted)
     truth = values_and_grads(overload_of(op, "reference"), widen(args), wanted)
     for name, value in found.items():
@@ -108,6 +122,30 @@ def test_wrong_arguments_are_refused_before_anything_is_read(module: ModuleType)
     ]:
         with pytest.raises(RuntimeError, match=message):
             op(*{**args, name: value}.values())
+
+
+@pytest.mark.parametrize("op", ["additive_attention", "decoder_scan"])
+def test_what_is_padded_or_past_the_end_is_never_read(module: ModuleType, op: str) -> None:
+    args = example(BY_NAME[op], torch.bfloat16, absent=["memory_index"])
+    wanted = overload_of(op, NAME)(*args.values())
+    poisoned = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in args.items()}
+    for name in ("keys", "memory"):
+        poisoned[name][poisoned["key_padding_mask"]] = torch.nan
+    if op == "decoder_scan":
+        past = torch.arange(5) >= args["input_lengths"][:, None]
+        poisoned["input_gates"][past] = torch.nan
+    for got, value in zip(overload_of(op, NAME)(*poisoned.values()), wanted, strict=True):
+        assert torch.equal(got, value)
+
+
+@pytest.mark.parametrize("op", ["linear", "decoder_step"])
+def test_a_row_is_the_same_bits_among_many_and_alone(module: ModuleType, op: str) -> None:
+    args = example(BY_NAME[op], torch.bfloat16, sizes={**SIZES, "N": 20})
+    rows = [arg.name for arg in BY_NAME[op].tensors if arg.shape[0] == "N"]
+    many = overload_of(op, NAME)(*args.values())
+    alone = overload_of(op, NAME)(*{**args, **{name: args[name][17:18] for name in rows}}.values())
+    for one, other in zip(many if op != "linear" else [many], alone if op != "linear" else [alone], strict=True):
+        assert torch.equal(one[17:18], other)
 
 
 def test_strided_arguments_and_opcheck(module: ModuleType) -> None:

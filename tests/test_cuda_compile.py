@@ -26,7 +26,7 @@ SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 TARGETS = os.environ.get("RNNSEARCH_CUDA_TARGETS", "90a").split()
 STORAGE = ("float", "__nv_bfloat16", "__half")
 ATTENTION = [f"attention_{name}" for name in ("scores", "output", "grad_weights", "grad_query", "grad_keys")]
-WITHOUT_PRODUCTS = [*ATTENTION, "gru_entering", "settle"]  # of matrices
+WITHOUT_PRODUCTS = [*ATTENTION, "gru_entering", "zero_rows", "settle", "step_gates"]  # of matrices
 # Registers of a thread, by kernel and storage. 256 threads leave 255 each; 16-bit kernels are to stay well below, and
 # four blocks of attention's kernels are to fit an SM.
 BUDGETS = {
@@ -39,8 +39,11 @@ BUDGETS = {
     ("gru_scan_backward", "float"): 168,
     ("gru_scan_backward", "__nv_bfloat16"): 112,
     ("gru_scan_backward", "__half"): 112,
-    **{("gru_entering", storage): 40 for storage in STORAGE},
+    **{(kernel, storage): 40 for kernel in ("gru_entering", "zero_rows", "step_gates") for storage in STORAGE},
     ("settle", "none"): 32,
+    ("linear", "float"): 112,
+    ("linear", "__nv_bfloat16"): 80,
+    ("linear", "__half"): 80,
 }
 
 nvcc = shutil.which("nvcc")

@@ -7,7 +7,8 @@ namespace rnnsearch::cuda {
   template const char* launch_attention_output(const AttendArguments<STORAGE>&, Stream);            \
   template const char* launch_attention_grad_weights(const GradWeightsArguments<STORAGE>&, Stream); \
   template const char* launch_attention_grad_query(const GradQueryArguments<STORAGE>&, Stream);     \
-  template const char* launch_attention_grad_keys(const GradKeysArguments<STORAGE>&, Stream);
+  template const char* launch_attention_grad_keys(const GradKeysArguments<STORAGE>&, Stream);       \
+  template const char* launch_zero_rows(const ZeroRowsArguments<STORAGE>&, Stream);
 
 RNNSEARCH_ATTENTION(float)
 RNNSEARCH_ATTENTION(bfloat16)

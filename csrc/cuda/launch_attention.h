@@ -30,4 +30,9 @@ const char* launch_attention_grad_keys(const GradKeysArguments<Storage>& argumen
   return launch(attention_grad_keys<Storage>, arguments, arguments.launch(), stream);
 }
 
+template <typename Storage>
+const char* launch_zero_rows(const ZeroRowsArguments<Storage>& arguments, Stream stream) {
+  return launch(zero_rows<Storage>, arguments, arguments.launch(), stream);
+}
+
 }  // namespace rnnsearch::cuda

@@ -8,7 +8,10 @@ namespace py = pybind11;
 
 namespace {
 
-std::vector<std::string> ops() { return {"gru_scan", "gru_scan_backward"}; }
+std::vector<std::string> ops() {
+  return {"linear",   "additive_attention", "additive_attention_backward", "decoder_step", "decoder_scan",
+          "gru_scan", "gru_scan_backward"};
+}
 
 py::dict build_info() {
   py::dict info;

@@ -137,4 +137,27 @@ RNNSEARCH_KERNEL void attention_output(AttendArguments<Storage> a) {
   }
 }
 
+// A copy with zeros in the rows that are padded or past their sentence's length, whatever they hold.
+template <typename Storage>
+struct ZeroRowsArguments {
+  const Storage* from;  // (rows / positions, positions, width)
+  Storage* to;
+  int rows, positions, width;
+  const bool* key_padding_mask;  // (rows / positions, positions) or null
+  const int64_t* lengths;        // (rows / positions,) or null
+
+  LaunchShape launch() const { return {rows, kAttentionThreads, 0}; }
+};
+
+template <typename Storage>
+RNNSEARCH_KERNEL void zero_rows(ZeroRowsArguments<Storage> a) {
+  const int row = block_index(), position = row % a.positions;
+  const bool real =
+      !(a.key_padding_mask && a.key_padding_mask[row]) && !(a.lengths && position >= a.lengths[row / a.positions]);
+  for (size_t i = thread_index(); i < size_t(a.width); i += thread_count()) {
+    const size_t at = size_t(row) * a.width + i;
+    a.to[at] = real ? a.from[at] : from_float<Storage>(0);
+  }
+}
+
 }  // namespace rnnsearch::cuda

@@ -105,12 +105,29 @@ std::array<Tensor, RESULTS> step_by_step(const Call& call, const std::string& re
   return call_backend<RESULTS>(call.op(), per_step_backend().c_str(), arguments...);
 }
 
-// out = leftᵀ right over the first of two dimensions, by the library.
-inline void product_of_columns(const Tensor& left, const Tensor& right, Tensor out) {
+// The op `aten::<name>.out` of two tensors.
+inline void product(const char* name, const Tensor& left, const Tensor& right, const Tensor& out) {
   using torch::stable::detail::from;
-  std::array<StableIValue, 3> stack{from(torch::stable::transpose(left, 0, 1)), from(right), from(out)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  std::array<StableIValue, 3> stack{from(left), from(right), from(out)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "out", stack.data(), TORCH_ABI_VERSION));
   torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// out = leftᵀ right over the first of two dimensions, by the library.
+inline void product_of_columns(const Tensor& left, const Tensor& right, const Tensor& out) {
+  product("aten::mm", torch::stable::transpose(left, 0, 1), right, out);
+}
+
+// The sum over the first of two dimensions, rounded once.
+inline Tensor sum_of_rows(const Tensor& rows, ScalarType type) {
+  const int64_t first[] = {0};
+  return torch::stable::to(torch::stable::sum(rows, torch::headeronly::IntHeaderOnlyArrayRef(first, 1)), type);
+}
+
+// A contiguous tensor as a matrix.
+inline Tensor rows_of(const Tensor& tensor, int64_t rows, int64_t columns) {
+  const int64_t shape[] = {rows, columns};
+  return torch::stable::view(tensor, torch::headeronly::IntHeaderOnlyArrayRef(shape, 2));
 }
 
 }  // namespace rnnsearch::cuda

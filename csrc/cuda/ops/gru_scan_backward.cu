@@ -74,10 +74,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gru_scan_backward_op(const Tensor& gr
     product_of_columns(narrow(whole, 1, 0, 2 * H), entering, narrow(rows, 0, 0, 2 * H));
     product_of_columns(narrow(whole, 1, 2 * H, H), reset, narrow(rows, 0, 2 * H, H));
   }
-  const int64_t over_rows[] = {0};
-  const Tensor grad_hidden_bias =
-      torch::stable::sum(grad_hidden, torch::headeronly::IntHeaderOnlyArrayRef(over_rows, 1));
-  return {grad_input_gates, grad_state, grad_hidden_weight, grad_hidden_bias};
+  return {grad_input_gates, grad_state, grad_hidden_weight, sum_of_rows(grad_hidden, call.storage())};
 }
 
 }  // namespace rnnsearch::cuda
