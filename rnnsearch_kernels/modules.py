@@ -16,7 +16,7 @@ from .reference.dtypes import accumulate_dtype
 class DecoderOutput(NamedTuple):
     """What a decoder gives: (B, T, …) from ``forward``, (N, …) from ``step``.
 
-    output        the states in the input's dtype: (B, T, H) or (N, H)
+    output        the states in the input's dtype, or the keys' where a step is given input_gates: (B, T, H) or (N, H)
     context       what was attended to: (B, T, M) or (N, M)
     attn_weights  where it was: (B, T, S) or (N, S) in the accumulate dtype; None if not asked for
     state         the state to go on from, (B, H) or (N, H) in the accumulate dtype
@@ -44,10 +44,11 @@ class DecoderWeights(NamedTuple):
 class PreparedMemory(NamedTuple):
     """A memory made ready for stepping, once a sentence; a value, never changed.
 
-    memory            (B, S, M), padding zeroed; where there are memory_gates, of any width: what a step sums under its
-                      weights and returns as the context
+    memory            (B, S, M), padding zeroed. What a step sums under its weights and returns as the context: beside
+                      memory_gates, and without gradients, it may be of any width
     keys              (B, S, A), key_proj(memory)
-    memory_gates      (B, S, 3H), memory · context_weightᵀ, where that makes a step cheaper
+    memory_gates      (B, S, 3H), memory · context_weightᵀ, where that makes a step cheaper; a step with gradients takes
+                      that product of memory itself
     key_padding_mask  (B, S) bool, True = ignore
     weights           the parameters of the decoder that prepared it, for steps without gradients; without them the
                       step looks its own up
@@ -278,17 +279,18 @@ class FusedBahdanauDecoder(nn.Module):
         """The input's part of a step's gates, input_weight input + bias: (N, E) -> (N, 3H), accumulate dtype.
 
         A decoder that reads tokens can compute those of a whole vocabulary once, ``table =
-        decoder.input_gates(embedding.weight)``, and :meth:`step` from ``input_gates=table[tokens]``: bit for bit what
-        the step computes from ``embedding(tokens)``.
+        decoder.input_gates(embedding.weight)``, and :meth:`step` from ``input_gates=table[tokens]``: what the step
+        computes from ``embedding(tokens)``, bit for bit where a row's product does not depend on its batch (the native
+        backend).
         """
-        self._check_input(input)
+        self._check_input("input", input)
         weights = self._weights()
         return linear(input, weights.input_weight, weights.input_bias, backend=self.backend)
 
-    def _check_input(self, input_t: Tensor) -> None:
-        check_tensor("input_t", input_t)
-        if input_t.dim() != 2 or input_t.shape[1] != self.input_size:
-            raise ValueError(f"`input_t` must be (N, E) = (N, {self.input_size}); got {tuple(input_t.shape)}")
+    def _check_input(self, name: str, input: Tensor) -> None:
+        check_tensor(name, input)
+        if input.dim() != 2 or input.shape[1] != self.input_size:
+            raise ValueError(f"`{name}` must be (N, E) = (N, {self.input_size}); got {tuple(input.shape)}")
 
     def step(
         self,
@@ -318,11 +320,13 @@ class FusedBahdanauDecoder(nn.Module):
         if not isinstance(memory, PreparedMemory):
             raise TypeError(f"`memory` must be what `prepare_memory` gave; got {type(memory).__name__}")
         if input_t is not None:
-            self._check_input(input_t)
+            self._check_input("input_t", input_t)
         weights, memory_gates, backend = memory.weights, memory.memory_gates, self.backend
-        if weights is None or torch.is_grad_enabled():
-            # The prepared ones may have been taken without gradients.
-            weights, memory_gates = self._weights(), None
+        if torch.is_grad_enabled():
+            # What was prepared may have been taken without gradients.
+            weights, memory_gates = None, None
+        if weights is None:
+            weights = self._weights()
         if input_gates is None:
             assert input_t is not None
             input_gates = linear(input_t, weights.input_weight, weights.input_bias, backend=backend)

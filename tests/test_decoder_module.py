@@ -92,8 +92,11 @@ def test_steps_equal_the_hand_written_loop(backend, prepared_for):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gates_from_a_table_of_all_tokens_give_the_same_step(dtype):
-    decoder = rk.FusedBahdanauDecoder(E, H, M, A).to(dtype)
+@pytest.mark.parametrize(
+    "backend", [backend for _, backend, device in implementations("decoder_step") if device == "cpu"]
+)
+def test_gates_from_a_table_of_all_tokens_give_the_same_step(backend, dtype):
+    decoder = rk.FusedBahdanauDecoder(E, H, M, A, backend=backend).to(dtype)
     embedding, tokens = torch.randn(30, E).to(dtype), torch.tensor([3, 29, 3])
     memory, state = torch.randn(3, S, M).to(dtype), torch.randn(3, H)
     with torch.inference_mode():
@@ -101,7 +104,23 @@ def test_gates_from_a_table_of_all_tokens_give_the_same_step(dtype):
         looked_up = decoder.step(None, state, prepared, input_gates=table[tokens])
         computed = decoder.step(embedding[tokens], state, prepared)
     for mine, theirs in zip(looked_up, computed, strict=True):
-        torch.testing.assert_close(mine, theirs)
+        torch.testing.assert_close(mine, theirs, **(dict(atol=0, rtol=0) if backend == "cpu" else {}))
+
+
+@pytest.mark.parametrize("keeps_weights", [True, False])
+def test_beside_memory_gates_a_step_sums_whatever_memory_is_given(keeps_weights):
+    decoder = rk.FusedBahdanauDecoder(E, H, M, A, dtype=torch.float64)
+    input, memory, state = inputs()
+    projection = torch.randn(M, M, dtype=torch.float64)
+    with torch.no_grad():
+        prepared = decoder.prepare_memory(memory[:, : M // 2])
+        assert prepared.memory_gates is not None
+        plain = decoder.step(input[:, 0], state, prepared)
+        if not keeps_weights:
+            prepared = prepared._replace(weights=None)
+        projected = decoder.step(input[:, 0], state, prepared._replace(memory=prepared.memory @ projection))
+    torch.testing.assert_close(projected.context, plain.context @ projection, **tolerances.EXACT)
+    torch.testing.assert_close(projected.state, plain.state, **tolerances.EXACT)
 
 
 def test_hypotheses_share_a_sentence_through_memory_index():

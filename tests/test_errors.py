@@ -232,7 +232,7 @@ def test_the_module_names_what_does_not_fit():
         (lambda: decoder.step(input, None, prepared), r"`input_t` must be \(N, E\) = \(N, 6\); got \(3, 4, 6\)"),
         (lambda: decoder.step(None, None, prepared), "give `input_t` .* or `input_gates` .*, one of the two"),
         (lambda: decoder.step(None, None, prepared, input_gates=[1.0]), "`input_gates` must be a tensor; got list"),
-        (lambda: decoder.input_gates(input), r"`input_t` must be \(N, E\) = \(N, 6\); got \(3, 4, 6\)"),
+        (lambda: decoder.input_gates(input), r"`input` must be \(N, E\) = \(N, 6\); got \(3, 4, 6\)"),
         (lambda: decoder.step(input[:2, 0], None, prepared), "need `memory_index`"),
         (lambda: decoder.step(input[:, 0], None, memory), "`memory` must be what `prepare_memory` gave; got Tensor"),
         (lambda: decoder(input, [1.0]), "`memory` must be a tensor; got list"),
