@@ -14,6 +14,8 @@ from rnnsearch.pronunciation import MODEL_DIRECTORY, read_words
 from small_model import SOURCE, TARGET, make_model
 from torch import Tensor
 
+from rnnsearch_kernels import native
+
 
 def gru(cell: torch.nn.GRUCell, x: Tensor, s: Tensor, reset_after: bool) -> Tensor:
     """One step for one sentence, as the equations have it."""
@@ -113,10 +115,9 @@ def test_a_table_of_tokens_changes_no_score(dtype: torch.dtype) -> None:
     )
     with_table = model.generate(source, lengths, beam_size=3, max_length=6, token_table=table)
     assert with_table.tokens.equal(without.tokens)
-    torch.testing.assert_close(with_table.scores, without.scores)
-    words = [list("abc"), list("fade")]
-    chosen = [model.translate(words, beam_size=3, max_length=6, token_table=wanted)[0][0] for wanted in (True, False)]
-    assert chosen[0].tokens == chosen[1].tokens and chosen[0].score == pytest.approx(chosen[1].score, rel=1e-5)
+    # The reference leaves its products to the library, whose last bits depend on the number of rows.
+    bits = {} if native.extension() is None else {"atol": 0, "rtol": 0}
+    torch.testing.assert_close(with_table.scores, without.scores, **bits)
 
 
 def test_every_parameter_gets_a_gradient() -> None:

@@ -47,3 +47,31 @@ def test_batches_end_where_gates_are_no_longer_prepared() -> None:
     model.translate(WORDS, batch_size=64)
     assert sizes == [(3, 10), (5, 6)]
     assert [model.decoder.prepares_gates(length) for length in (6, 7)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("options", "pays"),
+    [
+        ({"beam_size": 4}, False),  # 2 tokens of 4 hypotheses, and a vocabulary of 10
+        ({"beam_size": 5}, True),
+        ({"search": "sample"}, False),
+        ({"search": "sample", "n_best": 5}, True),
+        ({"beam_size": 4, "token_table": True}, True),
+        ({"beam_size": 5, "token_table": False}, False),
+    ],
+    ids=str,
+)
+def test_a_table_of_tokens_is_made_where_it_pays(options: dict, pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, made = make_model(dtype=torch.float32), []
+    monkeypatch.setattr(model, "token_table", lambda: made.append(type(model).token_table(model)) or made[-1])
+    model.translate([["f"]], max_length=3, **options)
+    assert len(made) == pays
+
+
+def test_no_table_larger_than_its_bound_is_made_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for dtype in (torch.float32, torch.float64):
+        model = make_model(dtype=dtype)
+        bound = model.token_table().nbytes
+        for most in (bound, bound - 1):
+            monkeypatch.setattr("rnnsearch.translation.TABLE_BYTES", most)
+            assert model._table_pays(10) == (most == bound)

@@ -70,7 +70,8 @@ class TranslationModel(nn.Module):
         """Whether so many rows of steps are worth a :meth:`token_table`."""
         config = self.config
         width = 3 * config.hidden_size + 2 * config.readout_size
-        return rows >= config.target_vocabulary_size and 4 * config.target_vocabulary_size * width <= TABLE_BYTES
+        item = 8 if next(self.parameters()).dtype == torch.float64 else 4
+        return rows >= config.target_vocabulary_size and item * config.target_vocabulary_size * width <= TABLE_BYTES
 
     @torch.inference_mode()
     def generate(
@@ -158,7 +159,8 @@ class TranslationModel(nn.Module):
             for row, place in enumerate(places):
                 results[place] = _translations(found, row, len(encoded[place]), self.target_vocabulary)
 
-        if token_table is None and self._table_pays(sum(map(len, encoded)) * options.get("beam_size", BEAM_SIZE)):
+        hypotheses = options.get("beam_size", BEAM_SIZE) if search == "beam" else options.get("n_best", 1)
+        if token_table is None and self._table_pays(sum(map(len, encoded)) * hypotheses):
             _fits(make_table, ())  # where it does not, the same bits come without it
         # The longest first: what does not fit is known at once.
         order = sorted(range(len(sources)), key=lambda place: -len(encoded[place]))
