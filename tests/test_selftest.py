@@ -19,6 +19,8 @@ from rnnsearch_kernels.autograd import BACKWARD
 from rnnsearch_kernels.ops import overload_of
 from rnnsearch_kernels.schema import BY_NAME, OPS
 from rnnsearch_kernels.selftest import (
+    MORE_STEPS,
+    SIZES,
     check,
     differentiable_arguments,
     error_ratio,
@@ -133,6 +135,24 @@ def test_a_check_covers_every_op_and_dtype_of_a_backend():
     (backend,) = [backend for backend in rk.list_backends() if backend.name == "reference"]
     found = {(outcome.op, outcome.dtype) for outcome in check(backend, "cpu")}
     assert found == {(op.name, dtype) for op in OPS if not op.name.endswith("_backward") for dtype in backend.dtypes}
+
+
+def test_a_check_covers_both_forms_of_a_scan():
+    """What is wrong where memory_gates are summed alone is found."""
+
+    def wrong(*args):
+        states, *others = reference.decoder_scan(*args)
+        return (states * 1.001 if states.shape[1] == MORE_STEPS["T"] else states), *others
+
+    kernels = {op: getattr(reference, op) for op in ("decoder_scan", "decoder_scan_backward")} | {"decoder_scan": wrong}
+    rk.register_backend(rk.Backend("wrong_in_a_form", ("cpu",), (torch.float32,), rank=-1, kernels=kernels))
+    (outcome,) = check(house._backends["wrong_in_a_form"], "cpu")
+    assert outcome.complaint is not None and "`states` is off" in outcome.complaint
+    extension = native.extension()
+    for dtype in ("float32", "bfloat16", "float64") if extension is not None else ():
+        for sizes, form in ((SIZES, "contexts"), (MORE_STEPS, "memory_gates")):
+            forms = extension.decoder_scan_forms(dtype, sizes["S"], sizes["T"], sizes["M"])
+            assert set(forms.values()) == {form}
 
 
 def test_examples_are_the_same_every_time_and_hold_every_hard_case():
