@@ -222,9 +222,11 @@ def test_a_sentence_is_the_same_bits_in_any_batch_and_with_any_padding() -> None
 
 
 @each_isa
+@pytest.mark.parametrize("rows", [{"N": 9, "B": 6}, {"N": 40, "B": 15}], ids=["few sentences", "enough"])
 @pytest.mark.parametrize("name", [*OPS, "vocabulary_topk"])
-def test_threads_do_not_change_a_bit(name: str) -> None:
-    shape = {"N": 9, "B": 6, "S": 400, "H": 150, "A": 200, "M": 300, "I": 300, "O": 900, "V": 3000, "L": 200, "T": 3}
+def test_threads_do_not_change_a_bit(name: str, rows: dict[str, int]) -> None:
+    """Sentences are cut in pieces where there are few for the threads, and else done one after another."""
+    shape = {**rows, "S": 400, "H": 150, "A": 200, "M": 300, "I": 300, "O": 900, "V": 3000, "L": 200, "T": 3}
     args = example(BY_NAME[name], sizes=sizes(shape)).values()
     one = native_op(name, *args)
     torch.set_num_threads(3)
