@@ -75,7 +75,7 @@ class DecoderPlan:
                        that 8 times as many hidden units are multiplied with
     candidate_tiles    and of the candidate's, where the reset comes before its product; otherwise 0
     splits             parts of a row's source, each attended to by one block
-    workspace_bytes    of the launch, ``memory_gates`` among them; backward, of the loop and not of the products around it
+    workspace_bytes    of the launch, ``memory_gates`` among them; backward, of the loop, not of the products around it
     barriers_per_step  of a team: 2 where the reset comes after the product, otherwise 3
     row_meetings       of the blocks that share a row, in the whole launch; 0 where a row has one block
     """

@@ -104,7 +104,7 @@ def test_gates_from_a_table_of_all_tokens_give_the_same_step(backend, dtype):
         looked_up = decoder.step(None, state, prepared, input_gates=table[tokens])
         computed = decoder.step(embedding[tokens], state, prepared)
     for mine, theirs in zip(looked_up, computed, strict=True):
-        torch.testing.assert_close(mine, theirs, **(dict(atol=0, rtol=0) if backend == "cpu" else {}))
+        torch.testing.assert_close(mine, theirs, **({"atol": 0, "rtol": 0} if backend == "cpu" else {}))
 
 
 @pytest.mark.parametrize("keeps_weights", [True, False])
