@@ -98,7 +98,8 @@ def _ours() -> list[str]:
 
 def _tests(name: str, limit_s: float, *flags: str) -> Stage:
     side_by_side = ("-n", str(TEST_PROCESSES)) if importlib.util.find_spec("xdist") else ()
-    command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *side_by_side, *flags)
+    # A line for each test as it ends (the configuration is quiet): what is out of time has said what failed until then.
+    command = (sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", *side_by_side, *flags)
     return Stage(name, (*command, str(ROOT / "tests")), limit_s)
 
 
