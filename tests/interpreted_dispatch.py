@@ -6,6 +6,7 @@ What cannot be seen without a GPU: that Triton's launches themselves may be capt
 from __future__ import annotations
 
 import pytest
+import tolerances
 import torch
 from torch import library, nn
 from torch.export import Dim
@@ -13,7 +14,7 @@ from torch.export import Dim
 import rnnsearch_kernels as rk
 from rnnsearch_kernels.ops import overload_of
 from rnnsearch_kernels.schema import BY_NAME
-from rnnsearch_kernels.selftest import INFERENCE_ONLY, SIZES, differentiable_arguments, error_ratio, example, widen
+from rnnsearch_kernels.selftest import INFERENCE_ONLY, SIZES, differentiable_arguments, example
 from rnnsearch_kernels.triton import LOOPS, graphs
 
 (TRITON,) = (backend for backend in rk.list_backends() if backend.name == "triton")
@@ -113,9 +114,9 @@ def test_steps_rows_and_positions_of_padding_are_no_ops_of_the_kernels(name, mon
         args = example(op, sizes=sizes, absent=absent, flags={"reset_after": not given, "reverse": bool(given)})
         call = graphs.Call(op, list(args.values()))
         assert call.padded == set(call.sizes) >= {"B", "T"}
-        truth = overload_of(name, "reference")(*widen(args).values())
-        for mine, theirs in zip(call.plainly(overload_of(name, "triton")), truth, strict=True):
-            assert error_ratio(mine, theirs, torch.float32) <= 1
+        overload = overload_of(name, "triton")
+        for mine, theirs in zip(call.plainly(overload), overload(*args.values()), strict=True):
+            torch.testing.assert_close(mine, theirs, **tolerances.SAME_FLOAT32)
 
 
 def test_on_a_gpu_the_results_are_there_with_the_sizes_and_dtypes_of_the_list():
