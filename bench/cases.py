@@ -11,7 +11,7 @@ import torch
 from baselines import Eager, EagerSearch, attention, compiled, graphed
 from costs import attention_cost, beam_step_cost, scan_cost, step_cost
 from rnnsearch.beam_search import beam_search
-from rnnsearch.model import PreparedSource, RNNSearch
+from rnnsearch.model import RNNSearch
 from timing import Call, Cost
 from torch import Tensor
 from weights import Settings, Weights, rounded
@@ -107,7 +107,7 @@ def beam_step_case(weights: Weights, sentences: int) -> Case:
     tokens = torch.randint(4, w.vocabulary_size, (rows,)).to(settings.device)
     index = torch.arange(sentences, device=settings.device).repeat_interleave(w.beam_size)
 
-    def ours(model: RNNSearch, prepared: PreparedSource, table: Tensor) -> Any:
+    def ours(model: RNNSearch, prepared: PreparedMemory, table: Tensor) -> Any:
         topk, new_state, attn_weights = model.step(tokens, state, prepared, index, token_table=table)
         return *topk(k, None), new_state, attn_weights
 

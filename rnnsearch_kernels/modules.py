@@ -44,14 +44,15 @@ class DecoderWeights(NamedTuple):
 class PreparedMemory(NamedTuple):
     """A memory made ready for stepping, once a sentence; a value, never changed.
 
-    memory            (B, S, M), padding zeroed. What a step sums under its weights and returns as the context: beside
-                      memory_gates, and without gradients, it may be of any width
+    memory            (B, S, M), padding zeroed
     keys              (B, S, A), key_proj(memory)
     memory_gates      (B, S, 3H), memory · context_weightᵀ, where that makes a step cheaper; a step with gradients takes
                       that product of memory itself
     key_padding_mask  (B, S) bool, True = ignore
     weights           the parameters of the decoder that prepared it, for steps without gradients; without them the
                       step looks its own up
+    values            (B, S, anything): what a step sums under its weights and returns as the context, in the place of
+                      memory; beside memory_gates and without gradients only, and never from ``prepare_memory``
     """
 
     memory: Tensor
@@ -59,6 +60,7 @@ class PreparedMemory(NamedTuple):
     memory_gates: Tensor | None
     key_padding_mask: Tensor | None
     weights: DecoderWeights | None = None
+    values: Tensor | None = None
 
 
 class FusedBahdanauDecoder(nn.Module):
@@ -321,6 +323,10 @@ class FusedBahdanauDecoder(nn.Module):
             raise TypeError(f"`memory` must be what `prepare_memory` gave; got {type(memory).__name__}")
         if input_t is not None:
             self._check_input("input_t", input_t)
+        if memory.values is not None and memory.memory_gates is None:
+            raise ValueError("a PreparedMemory with `values` must have `memory_gates`")
+        if memory.values is not None and torch.is_grad_enabled():
+            raise RuntimeError("`values` of a PreparedMemory are for inference: call under torch.no_grad()")
         weights, memory_gates, backend = memory.weights, memory.memory_gates, self.backend
         if torch.is_grad_enabled():
             # What was prepared may have been taken without gradients.
@@ -336,7 +342,7 @@ class FusedBahdanauDecoder(nn.Module):
             input_gates,
             self._initial_state(state, input_gates, weights),
             memory.keys,
-            memory.memory,
+            memory.memory if memory.values is None else memory.values,
             weights.score_weight,
             weights.query_weight,
             weights.context_weight if memory_gates is None else None,

@@ -108,19 +108,24 @@ def test_gates_from_a_table_of_all_tokens_give_the_same_step(backend, dtype):
 
 
 @pytest.mark.parametrize("keeps_weights", [True, False])
-def test_beside_memory_gates_a_step_sums_whatever_memory_is_given(keeps_weights):
+def test_beside_memory_gates_a_step_sums_whatever_values_are_given(keeps_weights):
     decoder = rk.FusedBahdanauDecoder(E, H, M, A, dtype=torch.float64)
     input, memory, state = inputs()
-    projection = torch.randn(M, M, dtype=torch.float64)
+    projection = torch.randn(M, M, dtype=torch.float64)  # so that no size tells the two apart
     with torch.no_grad():
         prepared = decoder.prepare_memory(memory[:, : M // 2])
         assert prepared.memory_gates is not None
         plain = decoder.step(input[:, 0], state, prepared)
         if not keeps_weights:
             prepared = prepared._replace(weights=None)
-        projected = decoder.step(input[:, 0], state, prepared._replace(memory=prepared.memory @ projection))
+        with_values = prepared._replace(values=prepared.memory @ projection)
+        projected = decoder.step(input[:, 0], state, with_values)
     torch.testing.assert_close(projected.context, plain.context @ projection, **tolerances.EXACT)
     torch.testing.assert_close(projected.state, plain.state, **tolerances.EXACT)
+    with pytest.raises(RuntimeError, match="`values` of a PreparedMemory are for inference"):
+        decoder.step(input[:, 0], state, with_values)
+    with pytest.raises(ValueError, match="with `values` must have `memory_gates`"):
+        decoder.step(input[:, 0], state, with_values._replace(memory_gates=None))
 
 
 def test_hypotheses_share_a_sentence_through_memory_index():

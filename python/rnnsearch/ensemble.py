@@ -9,15 +9,16 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from rnnsearch.model import PreparedSource, RNNSearch
+from rnnsearch.model import RNNSearch
 from rnnsearch.translation import TranslationModel
 from rnnsearch.vocabulary import Vocabulary
+from rnnsearch_kernels import PreparedMemory
 
 
 class EnsembleMemory(NamedTuple):
     """The prepared memory of each model, and what the search reads of one: shape and padding, alike in all."""
 
-    parts: tuple[PreparedSource, ...]
+    parts: tuple[PreparedMemory, ...]
     memory: Tensor
     key_padding_mask: Tensor | None
 

@@ -48,7 +48,7 @@ def kept_search(
     count, positions = given.memory.shape[:2]
     sizes = graphs.bucket(count), graphs.bucket(positions), _longest(search)
     modes = surroundings(device), torch.is_inference_mode_enabled(), check_every
-    whole = key, modes, sizes, _options(search), _described(state, 1), _described(given[:3], 2)
+    whole = key, modes, sizes, _options(search), _described(state, 1), _described(_by_position(given), 2)
 
     kept: Kept | None = cache.take(whole)
     memory = _room(given, *sizes[:2]) if kept is None else kept.memory
@@ -109,14 +109,20 @@ def _room(given: PreparedMemory, count: int, positions: int) -> PreparedMemory:
     def like(value: Tensor) -> Tensor:
         return value.new_empty(count, positions, *value.shape[2:])
 
-    gates = None if given.memory_gates is None else like(given.memory_gates)
+    memory, keys, gates, values = (None if part is None else like(part) for part in _by_position(given))
+    assert memory is not None and keys is not None
     mask = torch.empty((count, positions), dtype=torch.bool, device=given.memory.device)
-    return type(given)(like(given.memory), like(given.keys), gates, mask)
+    return PreparedMemory(memory, keys, gates, mask, values=values)
+
+
+def _by_position(memory: PreparedMemory) -> tuple[Tensor | None, ...]:
+    """The (B, S, …) tensors."""
+    return memory.memory, memory.keys, memory.memory_gates, memory.values
 
 
 def _fill(memory: PreparedMemory, given: PreparedMemory) -> None:
     count, positions = given.memory.shape[:2]
-    for buffer, values in zip(memory[:3], given[:3], strict=True):
+    for buffer, values in zip(_by_position(memory), _by_position(given), strict=True):
         if buffer is not None and values is not None:
             buffer.zero_()
             buffer[:count, :positions] = values

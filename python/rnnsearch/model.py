@@ -26,14 +26,6 @@ from rnnsearch_kernels import (
 __all__ = ["RNNSearch", "Translation", "evaluating"]
 
 
-class PreparedSource(PreparedMemory):
-    """A decoder's memory as :meth:`RNNSearch.step` reads it: where there are memory_gates, ``memory`` is what the
-    readout makes of each position, C_o h_j (B, S, 2L). C_o Σ α_j h_j = Σ α_j C_o h_j: a product less in each step.
-    """
-
-    __slots__ = ()
-
-
 class RNNSearch(TranslationModel):
     """A bidirectional GRU encoder, a GRU decoder with additive attention, and a maxout readout.
 
@@ -154,20 +146,22 @@ class RNNSearch(TranslationModel):
         return self.readout_dropout(self._readout(old_states, embedded, decoded.context)), decoded.attn_weights
 
     @torch.no_grad()
-    def encode(self, source: Tensor, source_lengths: Tensor | None = None) -> tuple[PreparedSource, Tensor]:
+    def encode(self, source: Tensor, source_lengths: Tensor | None = None) -> tuple[PreparedMemory, Tensor]:
         """What :meth:`step` reads and the decoder's first state (B, H) of sources (B, S), padded or not."""
         memory, state = self._memory(source, source_lengths)
         return self.prepare(memory, source_lengths), state
 
     @torch.no_grad()
-    def prepare(self, memory: Tensor, memory_lengths: Tensor | None = None) -> PreparedSource:
-        """Annotations (B, S, M) made ready for :meth:`step`."""
-        prepared = PreparedSource(*self.decoder.prepare_memory(memory, memory_lengths=memory_lengths))
+    def prepare(self, memory: Tensor, memory_lengths: Tensor | None = None) -> PreparedMemory:
+        """Annotations (B, S, M) made ready for :meth:`step`. Where the decoder prepares memory_gates, what the readout
+        makes of each position is prepared, too, C_o h_j (B, S, 2L): C_o Σ α_j h_j = Σ α_j C_o h_j.
+        """
+        prepared = self.decoder.prepare_memory(memory, memory_lengths=memory_lengths)
         if prepared.memory_gates is None:
             return prepared
         *_, of_context = self._readout_weights()
         values = linear(prepared.memory, of_context, backend=self.backend)
-        return prepared._replace(memory=values.to(prepared.memory.dtype))
+        return prepared._replace(values=values.to(prepared.memory.dtype))
 
     @torch.no_grad()
     def token_table(self) -> Tensor:
@@ -186,7 +180,7 @@ class RNNSearch(TranslationModel):
         self,
         tokens: Tensor,
         state: Tensor,
-        memory: PreparedSource,
+        memory: PreparedMemory,
         memory_index: Tensor,
         *,
         token_table: Tensor | None = None,
@@ -212,7 +206,7 @@ class RNNSearch(TranslationModel):
         self,
         tokens: Tensor,
         state: Tensor,
-        memory: PreparedSource,
+        memory: PreparedMemory,
         memory_index: Tensor,
         *,
         token_table: Tensor | None = None,
@@ -272,13 +266,11 @@ class RNNSearch(TranslationModel):
         self,
         tokens: Tensor,
         state: Tensor,
-        memory: PreparedSource,
+        memory: PreparedMemory,
         memory_index: Tensor,
         token_table: Tensor | None,
     ) -> tuple[Tensor, DecoderOutput]:
         """t_i (N, L), and the decoder's step."""
-        if not isinstance(memory, PreparedSource):
-            raise TypeError(f"`memory` must be what `encode` or `prepare` gave; got {type(memory).__name__}")
         of_state, of_token, of_context = self._readout_weights()
         if token_table is None:
             embedded = self.target_embedding(tokens)
@@ -289,7 +281,7 @@ class RNNSearch(TranslationModel):
             gates, wide = token_table.index_select(0, tokens).split(sizes, dim=1)
             decoded = self.decoder.step(None, state, memory, input_gates=gates, memory_index=memory_index)
         wide += linear(state, of_state, self.readout.bias, backend=self.backend)
-        if memory.memory_gates is None:
+        if memory.values is None:
             wide += linear(decoded.context, of_context, backend=self.backend)
         else:
             wide += decoded.context
