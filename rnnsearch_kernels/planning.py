@@ -75,6 +75,8 @@ class DecoderPlan:
                        that 8 times as many hidden units are multiplied with
     candidate_tiles    and of the candidate's, where the reset comes before its product; otherwise 0
     splits             parts of a row's source, each attended to by one block
+    kept_keys          of a block's positions, whose keys stay in its shared memory for all steps
+    kept_gates         and whose ``memory_gates`` do
     workspace_bytes    of the launch, ``memory_gates`` among them; backward, of the loop, not of the products around it
     barriers_per_step  of a team: 2 where the reset comes after the product, otherwise 3
     row_meetings       of the blocks that share a row, in the whole launch; 0 where a row has one block
@@ -88,6 +90,8 @@ class DecoderPlan:
     tiles: int
     candidate_tiles: int
     splits: int
+    kept_keys: int
+    kept_gates: int
     weight_bytes: int
     shared_bytes: int
     workspace_bytes: int

@@ -45,6 +45,8 @@ class Launch:
     rows: int = 2
     team: int = 2
     splits: int = 1
+    kept_keys: int = 0  # positions of a block
+    kept_gates: int = 0
     threads: int = 64
 
 
@@ -112,7 +114,8 @@ class Values:
         candidates = 0 if case.reset_after or backward else sizes.H
         numbers = (
             *(DTYPES.index(case.dtype), backward, *astuple(sizes), launch.rows, launch.team),
-            *(tiles(through, launch.team), tiles(candidates, launch.team), launch.splits, launch.threads),
+            *(tiles(through, launch.team), tiles(candidates, launch.team), launch.splits),
+            *(launch.kept_keys, launch.kept_gates, launch.threads),
             *(case.reset_after, full, full, full, full, full, *astuple(case.broken)),
         )
         data = struct.pack(f"{len(numbers)}i", *map(int, numbers))
@@ -175,6 +178,9 @@ CASES = [
     *(Case(dtype, reset_after) for dtype in DTYPES for reset_after in BOTH),
     # A source in parts: one that is all padding, blocks with several parts, a team with more blocks than parts.
     *(Case(torch.float32, after, launch=Launch(rows=3, team=team, splits=3)) for after in BOTH for team in (3, 12)),
+    # Kept in shared memory: all of a block's two rows but the last position, and gates of less than one; and of a part.
+    Case(launch=Launch(kept_keys=9, kept_gates=3)),
+    Case(torch.float32, sizes=Sizes(H=8, A=12), launch=Launch(rows=3, team=3, splits=2, kept_keys=4, kept_gates=6)),
     Case(torch.float32, sizes=Sizes(S=1), launch=Launch(threads=32)),
     # More positions than one part has room for at a time (8 a warp), padding of four columns and of sixteen.
     Case(torch.float32, False, Sizes(B=1, T=2, S=41, H=17, A=1), Launch(rows=1, team=3, splits=2), plain=True),
@@ -232,7 +238,7 @@ def test_the_order_of_the_blocks_changes_no_bit(build: HostBuilds) -> None:
     assert len(runs) == 1
 
 
-SMALL = Launch(rows=3, team=2, splits=2, threads=32)
+SMALL = Launch(rows=3, team=2, splits=2, kept_keys=4, kept_gates=9, threads=32)
 
 
 @pytest.mark.parametrize("reset_after", BOTH)

@@ -51,9 +51,13 @@ def test_a_plan_keeps_its_promises_and_its_absence_has_a_reason(gpu: DeviceLimit
         assert (got.row_groups - 1) * got.rows < B <= got.row_groups * got.rows
         assert 8 * got.tiles * got.team >= (H if backward else A + (3 if reset_after else 2) * H)
         assert 8 * got.candidate_tiles * got.team >= (0 if reset_after or backward else H)
-        most = 4 if backward else 6 if dtype == torch.float32 else 8
+        most = 4 if backward else 5 if dtype == torch.float32 else 8
         assert max(got.tiles, got.candidate_tiles) <= most
         assert 1 <= got.splits <= min(got.team, S)
+        positions = -(-got.rows * got.splits // got.team) * -(-S // got.splits)
+        assert 0 <= got.kept_keys <= positions and 0 <= got.kept_gates <= positions
+        kept = (got.kept_keys * A + got.kept_gates * 3 * H) * dtype.itemsize
+        assert got.weight_bytes + kept < got.shared_bytes
         depth = A + 3 * H if backward else H
         assert got.weight_bytes >= 8 * (got.tiles + got.candidate_tiles) * depth * dtype.itemsize
         assert got.barriers == got.barriers_per_step * T and got.barriers_per_step == 2 + (not reset_after)
@@ -62,31 +66,35 @@ def test_a_plan_keeps_its_promises_and_its_absence_has_a_reason(gpu: DeviceLimit
 
 
 # bfloat16, the reset after the product, forward and backward: None, or teams, blocks and rows of a team, tiles of a
-# block and splits.
+# block, splits, positions of a block whose keys and whose memory_gates are kept.
 TABLE = {
-    ("paper", "A100"): ((1, 100, 80, 5, 1), (1, 80, 80, 2, 1)),
+    ("paper", "A100"): ((1, 100, 80, 5, 1, 28, 0), (1, 80, 80, 2, 1, 3, 0)),
     ("paper", "L4"): (None, None),
-    ("paper", "RTX 4090"): ((1, 128, 80, 4, 3), (1, 128, 80, 1, 3)),
-    ("paper", "H100"): ((2, 66, 40, 8, 3), (3, 44, 27, 3, 3)),
-    ("paper", "H200"): ((2, 66, 40, 8, 3), (3, 44, 27, 3, 3)),
-    ("paper", "B200"): ((2, 74, 40, 7, 5), (3, 49, 27, 3, 5)),
-    ("small", "A100"): ((2, 52, 32, 5, 1), (6, 16, 11, 4, 1)),
-    ("small", "L4"): ((1, 58, 64, 5, 4), (1, 58, 64, 2, 4)),
-    ("small", "RTX 4090"): ((2, 64, 32, 4, 2), (4, 32, 16, 2, 2)),
-    ("small", "H100"): ((4, 32, 16, 8, 2), (6, 22, 11, 3, 2)),
-    ("small", "H200"): ((4, 32, 16, 8, 2), (6, 22, 11, 3, 2)),
-    ("small", "B200"): ((4, 37, 16, 7, 2), (6, 22, 11, 3, 2)),
-    ("speech", "A100"): ((1, 108, 16, 3, 20), (2, 54, 8, 2, 20)),
-    ("speech", "L4"): ((1, 58, 16, 5, 7), (1, 58, 16, 2, 7)),
-    ("speech", "RTX 4090"): ((1, 128, 16, 2, 8), (2, 64, 8, 1, 8)),
-    ("speech", "H100"): ((1, 128, 16, 2, 8), (2, 64, 8, 1, 8)),
-    ("speech", "H200"): ((1, 128, 16, 2, 8), (2, 64, 8, 1, 8)),
-    ("speech", "B200"): ((1, 144, 16, 2, 9), (2, 72, 8, 1, 9)),
+    ("paper", "RTX 4090"): ((1, 128, 80, 4, 3, 6, 0), (1, 128, 80, 1, 3, 4, 0)),
+    ("paper", "H100"): ((2, 66, 40, 8, 3, 29, 0), (3, 44, 27, 3, 3, 5, 0)),
+    ("paper", "H200"): ((2, 66, 40, 8, 3, 29, 0), (3, 44, 27, 3, 3, 5, 0)),
+    ("paper", "B200"): ((2, 74, 40, 7, 5, 30, 3), (3, 49, 27, 3, 5, 5, 0)),
+    ("small", "A100"): ((2, 52, 32, 5, 1, 64, 8), (4, 27, 16, 3, 5, 39, 1)),
+    ("small", "L4"): ((1, 58, 64, 5, 4, 25, 0), (1, 58, 64, 2, 4, 10, 0)),
+    ("small", "RTX 4090"): ((2, 64, 32, 4, 2, 32, 2), (4, 32, 16, 2, 2, 13, 0)),
+    ("small", "H100"): ((4, 32, 16, 8, 2, 32, 26), (4, 32, 16, 2, 2, 32, 32)),
+    ("small", "H200"): ((4, 32, 16, 8, 2, 32, 26), (4, 32, 16, 2, 2, 32, 32)),
+    ("small", "B200"): ((4, 37, 16, 7, 2, 32, 31), (4, 32, 16, 2, 2, 32, 32)),
+    ("speech", "A100"): ((1, 108, 16, 3, 20, 118, 0), (1, 108, 16, 1, 20, 109, 0)),
+    ("speech", "L4"): ((1, 58, 16, 5, 7, 25, 0), (1, 58, 16, 2, 7, 11, 0)),
+    ("speech", "RTX 4090"): ((1, 128, 16, 2, 8, 68, 0), (2, 64, 8, 1, 8, 44, 0)),
+    ("speech", "H100"): ((1, 128, 16, 2, 8, 188, 2), (2, 64, 8, 1, 8, 172, 0)),
+    ("speech", "H200"): ((1, 128, 16, 2, 8, 188, 2), (2, 64, 8, 1, 8, 172, 0)),
+    ("speech", "B200"): ((1, 144, 16, 2, 9, 167, 9), (2, 72, 8, 1, 9, 167, 2)),
 }
 
 
 def lies(plan: DecoderPlan) -> tuple[int, ...] | None:
-    return None if plan.reason else (plan.row_groups, plan.team, plan.rows, plan.tiles, plan.splits)
+    return None if plan.reason else (plan.row_groups, plan.team, plan.rows, plan.tiles, plan.splits, *kept(plan))
+
+
+def kept(plan: DecoderPlan) -> tuple[int, int]:
+    return plan.kept_keys, plan.kept_gates
 
 
 def test_how_the_named_workloads_lie_on_six_gpus() -> None:
@@ -102,8 +110,11 @@ def test_the_paper_on_an_h200_as_computed_by_hand() -> None:
     got = plan_decoder_scan(torch.bfloat16, GPUS["H200"], **PAPER)
     # 64 columns of 1008 values, an odd number of sixteens, so without padding.
     assert got.weight_bytes == 64 * 1008 * 2
-    # score_weight; three tiles of rows leave four parts of the sum to twelve warps; the barrier's verdict.
-    assert got.shared_bytes == got.weight_bytes + 1000 * 4 + 4 * 40 * 64 * 4 + 4
+    # score_weight; three tiles of rows leave four parts of the sum to twelve warps; the barrier's verdict. That leaves
+    # room for the keys of 29 positions of 34.
+    without_keys = got.weight_bytes + 1000 * 4 + 4 * 40 * 64 * 4 + 4
+    assert (got.kept_keys, got.kept_gates) == (29, 0) and got.shared_bytes == without_keys + 29 * 2000
+    assert 0 <= 227 * 1024 - got.shared_bytes < 2000
     exchange, projected, partial, counters = 2 * 80 * 1008 * 2, 80 * 4000 * 4, 80 * 3 * 3004 * 4, (2 + 1 + 80) * 4
     assert got.workspace_bytes == exchange + projected + partial + counters + 80 * 50 * 3000 * 2
     assert (got.barriers, got.row_meetings) == (100, 50)
@@ -116,8 +127,8 @@ def test_the_papers_backward_on_an_h200_as_computed_by_hand() -> None:
     # 24 units, each with 1008 values of the query's weights and 3024 of the gates': an even number of sixteens and one
     # more of padding.
     assert got.weight_bytes == 24 * (1008 + 3024 + 16) * 2
-    carry, mean, attention = 27 * 24 * 4, 4, 3000 + 4 + 2 * 20 + 2 * 1000
-    assert got.shared_bytes == got.weight_bytes + 1000 * 4 + carry + attention * 4 + mean
+    carry, verdict, attention = 27 * 24 * 4, 4, 3000 + 4 + 2 * 20 + 2 * 1000
+    assert got.shared_bytes == got.weight_bytes + 1000 * 4 + 5 * 2000 + carry + attention * 4 + verdict
     assert (got.barriers, got.row_meetings) == (100, 50)
 
 

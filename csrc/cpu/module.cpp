@@ -105,6 +105,8 @@ py::dict plan_decoder_scan(bool backward, const std::string& dtype, bool reset_a
   result["tiles"] = plan.tiles;
   result["candidate_tiles"] = plan.candidate_tiles;
   result["splits"] = plan.splits;
+  result["kept_keys"] = plan.kept_keys;
+  result["kept_gates"] = plan.kept_gates;
   result["row_meetings"] = plan.row_meetings;
   return result;
 }

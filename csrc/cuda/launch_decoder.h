@@ -14,7 +14,7 @@ const char* launch_decoder_scan(const DecoderScanArguments<Storage>& arguments, 
   if (tiles <= 4) return launch_cooperative(decoder_scan<Storage, 4>, arguments, launch, stream);
   constexpr int kMost = most_tiles(sizeof(Storage));
   if (tiles <= kMost) return launch_cooperative(decoder_scan<Storage, kMost>, arguments, launch, stream);
-  return "a block takes up to 8 tiles of 8 columns, and 6 in float32";
+  return "a block takes up to 8 tiles of 8 columns, and 5 in float32";
 }
 
 template <typename Storage>

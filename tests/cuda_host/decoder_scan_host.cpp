@@ -9,9 +9,9 @@ using namespace rnnsearch::cuda;
 namespace {
 
 struct Header {
-  int32_t storage, backward, B, T, S, H, A, rows, team, tiles, candidate_tiles, splits, threads, reset_after, bias,
-      lengths, padding, mask, input_storage, seed, spin_limit, missing_blocks, missing_parts, skipped_block_barrier,
-      relaxed_atomics;
+  int32_t storage, backward, B, T, S, H, A, rows, team, tiles, candidate_tiles, splits, kept_keys, kept_gates, threads,
+      reset_after, bias, lengths, padding, mask, input_storage, seed, spin_limit, missing_blocks, missing_parts,
+      skipped_block_barrier, relaxed_atomics;
 };
 
 #ifdef FOR_SANITIZER  // bfloat16 and 4 tiles alone: what is not there need not be compiled
@@ -60,6 +60,8 @@ struct Inputs {
     shape.tiles = h.tiles;
     shape.candidate_tiles = h.candidate_tiles;
     shape.splits = h.splits;
+    shape.kept_keys = h.kept_keys;
+    shape.kept_gates = h.kept_gates;
     shape.reset_after = h.reset_after != 0;
     shape.lengths = or_null(lengths);
     shape.key_padding_mask = reinterpret_cast<const bool*>(or_null(padding));

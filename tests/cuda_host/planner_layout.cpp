@@ -56,6 +56,8 @@ void compare_decoder(Storage storage, int B, int S, int H, int A) {
     shape.tiles = plan.tiles;
     shape.candidate_tiles = plan.candidate_tiles;
     shape.splits = plan.splits;
+    shape.kept_keys = static_cast<int>(plan.kept_keys);
+    shape.kept_gates = static_cast<int>(plan.kept_gates);
     shape.reset_after = reset_after;
     const size_t bytes = backward ? DecoderScanBackwardShared<T>(shape, plan.threads).bytes
                                   : DecoderScanShared<T>(shape, plan.threads).bytes;

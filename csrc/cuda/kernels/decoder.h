@@ -13,8 +13,8 @@ namespace rnnsearch::cuda {
 
 constexpr int kDecoderThreads = 384;  // of a block, at the most
 
-// Tiles of a block that registers have room for: eight, and six of four bytes.
-RNNSEARCH_BOTH constexpr int most_tiles(size_t bytes) { return bytes == 4 ? 6 : 8; }
+// Tiles of a block that registers have room for: eight, and five of four bytes.
+RNNSEARCH_BOTH constexpr int most_tiles(size_t bytes) { return bytes == 4 ? 5 : 8; }
 
 struct DecoderShape {
   int B, T, S, H, A;
@@ -22,6 +22,7 @@ struct DecoderShape {
   int team;                    // blocks of a team, at least `splits`
   int tiles, candidate_tiles;  // of 8 columns, of a block; the second of a product with the state after its reset
   int splits;                  // of a row's source
+  int kept_keys, kept_gates;   // positions of a block whose keys, and memory_gates, stay in its shared memory
   bool reset_after;
   const int64_t* lengths;        // (B,) or null
   const bool* key_padding_mask;  // (B, S) or null
@@ -40,11 +41,13 @@ struct DecoderShape {
 // A part of a row's source, and of its units.
 struct RowPart {
   size_t row;
+  int ordinal;              // among the block's
   int split, first, count;  // positions
   int first_unit, units;    // hidden units
 
   RNNSEARCH_DEVICE RowPart(const DecoderShape& shape, int first_row, int item) {
     row = first_row + item / shape.splits;
+    ordinal = item / shape.team;
     split = item % shape.splits;
     first = split * shape.positions();
     count = shape.S - first < shape.positions() ? shape.S - first : shape.positions();
@@ -85,6 +88,37 @@ RNNSEARCH_DEVICE void keep_columns(Storage* to, int stride, int columns, int fir
     const bool real = first + column < total && k < size;
     to[size_t(column) * stride + k] = real ? row_of(first + column)[k] : from_float<Storage>(0);
   }
+}
+
+// A tensor (B, S, width) at a part's positions: the first of them in shared memory, where the block keeps so many.
+template <typename Storage>
+struct PartRows {
+  Storage* kept;
+  const Storage* rest;
+  int count, width;  // kept of this part
+  bool aligned;
+
+  RNNSEARCH_DEVICE PartRows(const DecoderShape& shape, const RowPart& at, const Storage* values, int width_,
+                            Storage* of_block, int kept_of_block)
+      : width(width_), aligned(fours_aligned(values, width_)) {
+    const int before = at.ordinal * shape.positions();
+    kept = of_block + size_t(before) * width;
+    rest = values + (at.row * shape.S + at.first) * width;
+    count = kept_of_block - before < 0 ? 0 : kept_of_block - before < at.count ? kept_of_block - before : at.count;
+  }
+  // Columns [column, column + 4) at position j of the part, zero past the last.
+  RNNSEARCH_DEVICE Floats4 four(int j, int column) const {
+    return four_of_row((j < count ? kept : rest) + size_t(j) * width, column, width, aligned);
+  }
+  // Fills what is kept of this part.
+  RNNSEARCH_DEVICE void keep() const {
+    for (int i = thread_index(); i < count * width; i += thread_count()) kept[i] = rest[i];
+  }
+};
+
+// Bytes of what is kept, so that what follows is aligned.
+RNNSEARCH_BOTH size_t kept_bytes(int positions, int width, size_t size) {
+  return (size_t(positions) * width * size + 15) / 16 * 16;
 }
 
 // The blocks that share a row, for all rows that this block has a part of; `epoch` counts the meetings. Everything

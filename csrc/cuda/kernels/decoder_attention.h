@@ -9,30 +9,28 @@ constexpr int kTogether = 8;  // loads that a thread has under way
 
 // Scores of the part's positions, -inf where padded: a warp a position. `query` and `score_weight` in shared memory.
 template <typename Storage>
-RNNSEARCH_DEVICE void score_part(const DecoderShape& shape, const RowPart& at, const Storage* keys, const float* query,
-                                 const float* score_weight, float* scores) {
+RNNSEARCH_DEVICE void score_part(const DecoderShape& shape, const RowPart& at, const PartRows<Storage>& keys,
+                                 const float* query, const float* score_weight, float* scores) {
   constexpr int kMany = kTogether / 2;  // positions at a time
   const int warp = thread_index() / kWarp, warps = thread_count() / kWarp, lane = thread_index() % kWarp, A = shape.A;
-  const bool aligned = fours_aligned(keys, A);
   for (int base = warp; base < at.count; base += kMany * warps) {
-    const Storage* key[kMany];
+    bool real[kMany];
     float sum[kMany];
     RNNSEARCH_UNROLL()
     for (int i = 0; i < kMany; ++i) {
       const int position = base + i * warps;
-      const bool real = position < at.count && shape.real(at.row, at.first + position);
-      key[i] = real ? keys + (at.row * shape.S + at.first + position) * A : nullptr;
+      real[i] = position < at.count && shape.real(at.row, at.first + position);
       sum[i] = 0;
     }
     for (int c = kFour * lane; c < A; c += kWarpValues) {
       Floats4 k[kMany];
       RNNSEARCH_UNROLL()
-      for (int i = 0; i < kMany; ++i) k[i] = key[i] ? four_of_row(key[i], c, A, aligned) : Floats4{0, 0, 0, 0};
+      for (int i = 0; i < kMany; ++i) k[i] = real[i] ? keys.four(base + i * warps, c) : Floats4{0, 0, 0, 0};
       const Floats4 q = load_shared(reinterpret_cast<const Floats4*>(query + c));
       const Floats4 w = load_shared(reinterpret_cast<const Floats4*>(score_weight + c));
       RNNSEARCH_UNROLL()
       for (int i = 0; i < kMany; ++i) {
-        if (!key[i]) continue;
+        if (!real[i]) continue;
         sum[i] += w.x * tanh_of(q.x + k[i].x) + w.y * tanh_of(q.y + k[i].y) + w.z * tanh_of(q.z + k[i].z) +
                   w.w * tanh_of(q.w + k[i].w);
       }
@@ -40,7 +38,7 @@ RNNSEARCH_DEVICE void score_part(const DecoderShape& shape, const RowPart& at, c
     RNNSEARCH_UNROLL()
     for (int i = 0; i < kMany; ++i) {
       const float total = warp_sum(sum[i]);
-      if (lane == 0 && base + i * warps < at.count) scores[base + i * warps] = key[i] ? total : -INFINITY;
+      if (lane == 0 && base + i * warps < at.count) scores[base + i * warps] = real[i] ? total : -INFINITY;
     }
   }
 }
@@ -67,11 +65,10 @@ RNNSEARCH_BOTH int sum_lanes(int columns, int threads) {
 
 // sums[lane][column] = Σ_j alpha_j values_j, the part's j of one lane; no value that is padded is read.
 template <typename Storage>
-RNNSEARCH_DEVICE void sum_values(const DecoderShape& shape, const RowPart& at, const Storage* values, int columns,
-                                 const float* scores, const float* alphas, float* sums) {
-  const int width = round_up_to_four(columns), groups = width / 4, lanes = sum_lanes(columns, thread_count());
-  const bool aligned = fours_aligned(values, columns);
-  values += (at.row * shape.S + at.first) * columns;
+RNNSEARCH_DEVICE void sum_values(const RowPart& at, const PartRows<Storage>& values, const float* scores,
+                                 const float* alphas, float* sums) {
+  const int columns = values.width, width = round_up_to_four(columns), groups = width / 4,
+            lanes = sum_lanes(columns, thread_count());
   for (int item = thread_index(); item < lanes * groups; item += thread_count()) {
     const int lane = item / groups, column = item % groups * 4;
     Floats4 sum{0, 0, 0, 0};
@@ -81,7 +78,7 @@ RNNSEARCH_DEVICE void sum_values(const DecoderShape& shape, const RowPart& at, c
       for (int i = 0; i < kTogether; ++i) {
         const int j = base + i * lanes;
         const bool real = j < at.count && scores[j] != -INFINITY;
-        value[i] = real ? four_of_row(values + size_t(j) * columns, column, columns, aligned) : Floats4{0, 0, 0, 0};
+        value[i] = real ? values.four(j, column) : Floats4{0, 0, 0, 0};
       }
       RNNSEARCH_UNROLL()
       for (int i = 0; i < kTogether; ++i) {

@@ -45,13 +45,16 @@ RNNSEARCH_BOTH int partial_width(int H) { return round_up_to_four(3 * H) + 4; }
 template <typename Storage>
 struct DecoderScanShared {
   int stride, parts;
-  size_t score_weight, scratch, query, scores, scales, sums, verdict, bytes;  // offsets; the weights come first
+  size_t score_weight, keys, gates, scratch, query, scores, scales, sums, verdict,
+      bytes;  // offsets; the weights come first
 
   RNNSEARCH_BOTH DecoderScanShared(const DecoderShape& shape, int threads) {
     stride = column_stride<Storage>(padded_depth(shape.H));
     parts = product_parts(shape.rows, threads);
     score_weight = size_t(8) * (shape.tiles + shape.candidate_tiles) * stride * sizeof(Storage);
-    scratch = score_weight + round_up_to_four(shape.A) * sizeof(float);
+    keys = score_weight + round_up_to_four(shape.A) * sizeof(float);
+    gates = keys + kept_bytes(shape.kept_keys, shape.A, sizeof(Storage));
+    scratch = gates + kept_bytes(shape.kept_gates, 3 * shape.H, sizeof(Storage));
     // The products, and later the attention: they are never there together.
     const int tiles = shape.tiles > shape.candidate_tiles ? shape.tiles : shape.candidate_tiles;
     const size_t products = size_t(parts) * shape.rows * 8 * tiles * sizeof(float);
@@ -73,7 +76,7 @@ struct DecoderScanBlock {
   DecoderPart part;
   DecoderScanShared<Storage> layout;
   int H, A, depth, through;  // through: columns of the product with d
-  Storage* weights;
+  Storage *weights, *kept_keys, *kept_gates;
   float *score_weight, *products, *query, *scores, *alphas, *scales, *sums;
 
   RNNSEARCH_DEVICE explicit DecoderScanBlock(const DecoderScanArguments<Storage>& arguments)
@@ -85,6 +88,8 @@ struct DecoderScanBlock {
     char* const shared = shared_memory();
     weights = reinterpret_cast<Storage*>(shared);
     score_weight = reinterpret_cast<float*>(shared + layout.score_weight);
+    kept_keys = reinterpret_cast<Storage*>(shared + layout.keys);
+    kept_gates = reinterpret_cast<Storage*>(shared + layout.gates);
     products = reinterpret_cast<float*>(shared + layout.scratch);
     query = reinterpret_cast<float*>(shared + layout.query);
     scores = reinterpret_cast<float*>(shared + layout.scores);
@@ -103,6 +108,13 @@ struct DecoderScanBlock {
     return step == 0 ? a.state[row * H + unit] : load_fresh(a.states + (row * shape.T + step - 1) * H + unit);
   }
 
+  RNNSEARCH_DEVICE PartRows<Storage> keys_of(const RowPart& at) const {
+    return {shape, at, a.keys, A, kept_keys, shape.kept_keys};
+  }
+  RNNSEARCH_DEVICE PartRows<Storage> memory_gates_of(const RowPart& at) const {
+    return {shape, at, a.memory_gates, 3 * H, kept_gates, shape.kept_gates};
+  }
+
   // What stays in shared memory, and the first d.
   RNNSEARCH_DEVICE void start() {
     keep_columns(weights, layout.stride, 8 * shape.tiles, part.member * 8 * shape.tiles, through, H,
@@ -112,6 +124,8 @@ struct DecoderScanBlock {
     copy_row(score_weight, a.score_weight, A);
     for (int item = part.member; item < part.items; item += shape.team) {
       const RowPart at(shape, part.first_row, item);
+      keys_of(at).keep();
+      memory_gates_of(at).keep();
       for (int i = thread_index(); i < at.units; i += thread_count()) {
         const int unit = at.first_unit + i;
         entering(0)[at.row * depth + unit] = from_float<Storage>(mask(at.row, unit) * a.state[at.row * H + unit]);
@@ -156,12 +170,12 @@ struct DecoderScanBlock {
       query[i] = i < A ? load_fresh(a.projected + at.row * (A + 3 * H) + i) : 0;
     }
     block_barrier();
-    score_part(shape, at, a.keys, query, score_weight, scores);
+    score_part(shape, at, keys_of(at), query, score_weight, scores);
     block_barrier();
     const float largest = largest_of(scores, at.count);
     for (int i = thread_index(); i < at.count; i += thread_count()) alphas[i] = exp_of(scores[i] - largest);
     block_barrier();
-    sum_values(shape, at, a.memory_gates, 3 * H, scores, alphas, sums);
+    sum_values(at, memory_gates_of(at), scores, alphas, sums);
     if (shape.splits == 1) return;
     block_barrier();
     float* const partial = a.partial + (at.row * shape.splits + at.split) * partial_width(H);

@@ -57,14 +57,16 @@ RNNSEARCH_BOTH int grad_partial_width(int A) { return 2 * round_up_to_four(A) + 
 template <typename Storage>
 struct DecoderScanBackwardShared {
   int stride, parts;
-  size_t score_weight, carry, scratch, grad_gates, grad_alphas, shifts, sums, verdict, bytes;
+  size_t score_weight, keys, gates, carry, scratch, grad_gates, grad_alphas, shifts, sums, verdict, bytes;
 
   RNNSEARCH_BOTH DecoderScanBackwardShared(const DecoderShape& shape, int threads) {
     stride = column_stride<Storage>(grad_depth(shape.A, shape.H));
     parts = product_parts(shape.rows, threads);
     const size_t columns = size_t(8) * shape.tiles, width = round_up_to_four(shape.A);
     score_weight = columns * stride * sizeof(Storage);
-    carry = score_weight + width * sizeof(float);
+    keys = score_weight + width * sizeof(float);
+    gates = keys + kept_bytes(shape.kept_keys, shape.A, sizeof(Storage));
+    carry = gates + kept_bytes(shape.kept_gates, 3 * shape.H, sizeof(Storage));
     scratch = carry + shape.rows * columns * sizeof(float);
     // The products, and later the attention: they are never there together.
     const size_t products = parts * shape.rows * columns * sizeof(float);
@@ -86,7 +88,7 @@ struct DecoderScanBackwardBlock {
   DecoderScanBackwardShared<Storage> layout;
   int H, A, depth, query_depth, hidden_depth;  // depth = query_depth + 3 hidden_depth
   int columns, first_unit, units;              // units of this block, that exist
-  Storage* weights;
+  Storage *weights, *kept_keys, *kept_gates;
   float *score_weight, *carry, *products, *grad_gates, *grad_alphas, *alphas, *shifts, *sums;
 
   RNNSEARCH_DEVICE explicit DecoderScanBackwardBlock(const DecoderScanBackwardArguments<Storage>& arguments)
@@ -102,6 +104,8 @@ struct DecoderScanBackwardBlock {
     char* const shared = shared_memory();
     weights = reinterpret_cast<Storage*>(shared);
     score_weight = reinterpret_cast<float*>(shared + layout.score_weight);
+    kept_keys = reinterpret_cast<Storage*>(shared + layout.keys);
+    kept_gates = reinterpret_cast<Storage*>(shared + layout.gates);
     carry = reinterpret_cast<float*>(shared + layout.carry);
     products = reinterpret_cast<float*>(shared + layout.scratch);
     grad_gates = reinterpret_cast<float*>(shared + layout.grad_gates);
@@ -120,6 +124,13 @@ struct DecoderScanBackwardBlock {
     return step == 0 ? a.state[row * H + unit] : a.states[(row * shape.T + step - 1) * H + unit];
   }
 
+  RNNSEARCH_DEVICE PartRows<Storage> keys_of(const RowPart& at) const {
+    return {shape, at, a.keys, A, kept_keys, shape.kept_keys};
+  }
+  RNNSEARCH_DEVICE PartRows<Storage> memory_gates_of(const RowPart& at) const {
+    return {shape, at, a.memory_gates, 3 * H, kept_gates, shape.kept_gates};
+  }
+
   // What stays in shared memory, and zeros in what pads the depth.
   RNNSEARCH_DEVICE void start() {
     for (int i = thread_index(); i < columns * depth; i += thread_count()) {
@@ -135,6 +146,8 @@ struct DecoderScanBackwardBlock {
     for (int i = thread_index(); i < part.rows * columns; i += thread_count()) carry[i] = 0;
     for (int item = part.member; item < part.items; item += shape.team) {
       const RowPart at(shape, part.first_row, item);
+      keys_of(at).keep();
+      memory_gates_of(at).keep();
       for (int k = thread_index(); at.split == 0 && k < depth; k += thread_count()) {
         const bool real = k < query_depth ? k < A : (k - query_depth) % hidden_depth < H;
         if (!real) exchanged(0, at.row)[k] = exchanged(1, at.row)[k] = from_float<Storage>(0);
@@ -222,8 +235,7 @@ struct DecoderScanBackwardBlock {
     }
     for (int i = thread_index(); i < at.count; i += thread_count()) alphas[i] = a.attn_weights[source + i];
     block_barrier();
-    grad_alphas_of_part(at, a.memory_gates + (at.row * shape.S + at.first) * 3 * H, 3 * H, grad_gates,
-                        a.outside + source, alphas, grad_alphas);
+    grad_alphas_of_part(at, memory_gates_of(at), grad_gates, a.outside + source, alphas, grad_alphas);
     block_barrier();
     float weighted = 0, total = 0;  // by each warp for itself
     for (int i = thread_index() % kWarp; i < at.count; i += kWarp) {
@@ -233,8 +245,7 @@ struct DecoderScanBackwardBlock {
     weighted = warp_sum(weighted);
     total = warp_sum(total);
     const float centre = shape.splits == 1 ? weighted : total == 0 ? 0 : weighted / total;
-    sum_slopes(at, a.queries + cell * A, a.keys + (at.row * shape.S + at.first) * A, A, alphas, grad_alphas, centre,
-               sums);
+    sum_slopes(at, a.queries + cell * A, keys_of(at), alphas, grad_alphas, centre, sums);
     for (int i = thread_index(); i < at.count; i += thread_count()) a.grad_scores[source + i] = grad_alphas[i];
     if (shape.splits == 1) {
       if (thread_index() == 0) shifts[0] = 0, shifts[1] = weighted;

@@ -14,7 +14,7 @@ constexpr int64_t kMeeting = 64 * 1024, kPart = 2 * 1024;
 
 // A tile more than these, and a thread has not enough registers. Backward a tile is eight units, each with the depth of
 // all products, and no more than four find room in shared memory.
-int64_t most_tiles(const DecoderProblem& p) { return p.backward ? 4 : p.storage == Storage::float32 ? 6 : 8; }
+int64_t most_tiles(const DecoderProblem& p) { return p.backward ? 4 : p.storage == Storage::float32 ? 5 : 8; }
 
 int64_t four(int64_t size) { return round_up(size, 4); }
 
@@ -67,18 +67,34 @@ DecoderPlan lay(const DecoderProblem& p, int64_t row_groups, int64_t splits, int
   return plan;
 }
 
-// What a block reads in a step: the rows that are exchanged from outside, its weights once for every 16 of them from
-// shared memory, which is about twice as fast, and keys and memory_gates of its parts of rows; what it merges where
-// rows are split.
+// Positions of a block, at the most.
+int64_t positions(const DecoderProblem& p, const DecoderPlan& plan) {
+  return parts(plan.rows * plan.splits, plan.team) * parts(p.S, plan.splits);
+}
+
+// Keys, then memory_gates, into the shared memory that is left, in pieces of 16 bytes.
+void keep(const DecoderProblem& p, int64_t room, DecoderPlan& plan) {
+  const int64_t size = bytes_of(p.storage), all = positions(p, plan);
+  const auto kept = [&](int64_t width) {
+    const int64_t left = (room - plan.shared_bytes) / 16 * 16, count = std::min(all, left / (width * size));
+    plan.shared_bytes += round_up(count * width * size, 16);
+    return count;
+  };
+  plan.kept_keys = kept(p.A);
+  plan.kept_gates = kept(3 * p.H);
+}
+
+// What a block reads in a step: the rows that are exchanged from outside, its weights once for every 16 of them, keys
+// and memory_gates of its positions, and what it merges where rows are split. Shared memory is about twice as fast.
 int64_t cost(const DecoderProblem& p, const DecoderPlan& plan) {
-  const int64_t size = bytes_of(p.storage);
+  const int64_t size = bytes_of(p.storage), all = positions(p, plan);
   const int64_t exchanged = plan.rows * depth_of(p) * size;
-  const int64_t weights = parts(plan.rows, kMmaRows) * plan.weight_bytes / 2;
-  const int64_t items = parts(plan.rows * plan.splits, plan.team);
-  const int64_t attention = items * parts(p.S, plan.splits) * (p.A + 3 * p.H) * size;
-  const int64_t sums = p.backward ? 2 * p.A : 3 * p.H;
-  const int64_t merge = plan.splits > 1 ? items * 2 * sums * 4 + kMeeting + plan.splits * kPart : 0;
-  return exchanged + weights + attention + merge;
+  const int64_t attention = all * (p.A + 3 * p.H) * size;
+  const int64_t kept = (plan.kept_keys * p.A + plan.kept_gates * 3 * p.H) * size;
+  const int64_t weights = parts(plan.rows, kMmaRows) * plan.weight_bytes;
+  const int64_t sums = parts(plan.rows * plan.splits, plan.team) * (p.backward ? 2 * p.A : 3 * p.H);
+  const int64_t merge = plan.splits > 1 ? 2 * sums * 4 + kMeeting + plan.splits * kPart : 0;
+  return exchanged + attention - kept + (weights + kept) / 2 + merge;
 }
 
 }  // namespace
@@ -103,10 +119,11 @@ DecoderPlan plan_decoder_scan(const DecoderProblem& p, const DeviceLimits& devic
   for (int64_t row_groups = 1; row_groups <= std::min<int64_t>(p.B, device.processors); ++row_groups) {
     const int64_t most = device.processors / row_groups;
     for (int64_t splits = 1; splits <= std::min(p.S, most); ++splits) {
-      const DecoderPlan plan = lay(p, row_groups, splits, most);
+      DecoderPlan plan = lay(p, row_groups, splits, most);
       if (std::max(plan.tiles, plan.candidate_tiles) > tiles) break;
       if (nearest.team == 0 || plan.shared_bytes < nearest.shared_bytes) nearest = plan;
       if (plan.shared_bytes > room) continue;
+      keep(p, room, plan);
       const int64_t costs = cost(p, plan);
       if (costs > least || (costs == least && plan.team >= best.team)) continue;
       best = plan;

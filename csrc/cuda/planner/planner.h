@@ -49,8 +49,8 @@ Plan plan_gru_scan(const Problem& problem, const DeviceLimits& device);
 
 // decoder_scan: a block of a team holds up to `tiles` times 8 columns of [query_weight ; hidden_weight], those of the
 // candidate apart where the reset comes before its product, and attends for its share of the team's rows, each row's
-// source in `splits` parts. Chosen by the bytes that a block reads in a step: of the state, of the weights, of its
-// rows' keys and memory_gates.
+// source in `splits` parts; what room is left holds the keys, then the memory_gates, of some of its positions. Chosen
+// by the bytes that a block reads in a step: of the state, of the weights, of its rows' keys and memory_gates.
 struct DecoderProblem {
   bool backward;
   Storage storage;
@@ -63,8 +63,9 @@ struct DecoderPlan {
   int row_groups = 0, team = 0, threads = 0;
   int64_t rows = 0;
   int tiles = 0, candidate_tiles = 0, splits = 0;
+  int64_t kept_keys = 0, kept_gates = 0;  // positions of a block whose keys, and memory_gates, stay in shared memory
   int64_t weight_bytes = 0;
-  int64_t shared_bytes = 0;     // weights, score_weight, and the warps' sums or what the attention needs
+  int64_t shared_bytes = 0;     // weights, score_weight, what is kept, and the warps' sums or what the attention needs
   int64_t workspace_bytes = 0;  // memory_gates among them
   int barriers_per_step = 0;    // 2 where the reset comes after the product, otherwise 3
   int64_t barriers = 0;         // of a team
