@@ -9,8 +9,9 @@ namespace py = pybind11;
 namespace {
 
 std::vector<std::string> ops() {
-  return {"linear",   "additive_attention", "additive_attention_backward", "decoder_step", "decoder_scan",
-          "gru_scan", "gru_scan_backward"};
+  return {"linear",       "additive_attention", "additive_attention_backward",
+          "decoder_step", "decoder_scan",       "decoder_scan_backward",
+          "gru_scan",     "gru_scan_backward"};
 }
 
 py::dict build_info() {

@@ -118,6 +118,12 @@ inline void product_of_columns(const Tensor& left, const Tensor& right, const Te
   product("aten::mm", torch::stable::transpose(left, 0, 1), right, out);
 }
 
+// "aten::mm" or "aten::bmm" in float32, whatever the type of both.
+inline Tensor product_in_float(const char* name, const Tensor& left, const Tensor& right) {
+  return left.scalar_type() == ScalarType::Float ? torch::stable::matmul(left, right)
+                                                 : product_of_halves(name, left, right);
+}
+
 // The sum over the first of two dimensions, rounded once.
 inline Tensor sum_of_rows(const Tensor& rows, ScalarType type) {
   const int64_t first[] = {0};

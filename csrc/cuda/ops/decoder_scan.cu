@@ -1,14 +1,9 @@
 // decoder_scan as one launch for the whole sequence, between two products of the library: memory_gates before, the
 // contexts after.
-#include "../launch_decoder.h"
 #include "attention.h"
+#include "decoder.h"
 
 namespace rnnsearch::cuda {
-
-// Kernels are compiled in decoder_scan.cu alone.
-extern template const char* launch_decoder_scan(const DecoderScanArguments<float>&, int, Stream);
-extern template const char* launch_decoder_scan(const DecoderScanArguments<bfloat16>&, int, Stream);
-extern template const char* launch_decoder_scan(const DecoderScanArguments<float16>&, int, Stream);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> decoder_scan_op(
     const Tensor& input_gates_, const Tensor& state_, const OptionalTensor& state_mask_, const Tensor& keys,
@@ -28,8 +23,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> decoder_scan_op(
   const OptionalTensor hidden_bias = call.take("hidden_bias", hidden_bias_, {"3H"}, Role::storage);
   const OptionalTensor lengths = call.take("input_lengths", input_lengths_, {"B"}, Role::index);
   const int64_t B = call['B'], T = call['T'], S = call['S'], H = call['H'], A = call['A'], M = call['M'];
-  const DecoderPlan plan =
-      plan_decoder_scan({false, call.planned_storage(), reset_after, B, T, S, H, A}, call.limits());
+  const DecoderPlan plan = plan_decoder(call, false, reset_after);
   if (!plan.reason.empty()) {
     const auto [states, contexts, attn_weights, gates] =
         step_by_step<4>(call, plan.reason, input_gates, state, state_mask, memory.keys, memory.values,
@@ -43,21 +37,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> decoder_scan_op(
   const Tensor memory_gates = call.empty({B * S, 3 * H}, call.storage());
   product("aten::mm", rows_of(memory.values, B * S, M), transpose(context_weight, 0, 1), memory_gates);
 
-  DecoderShape shape{};
-  shape.B = static_cast<int>(B);
-  shape.T = static_cast<int>(T);
-  shape.S = static_cast<int>(S);
-  shape.H = static_cast<int>(H);
-  shape.A = static_cast<int>(A);
-  shape.rows = static_cast<int>(plan.rows);
-  shape.row_groups = plan.row_groups;
-  shape.team = plan.team;
-  shape.tiles = plan.tiles;
-  shape.candidate_tiles = plan.candidate_tiles;
-  shape.splits = plan.splits;
-  shape.reset_after = reset_after;
-  shape.lengths = pointer<int64_t>(lengths);
-  shape.key_padding_mask = pointer<bool>(memory.key_padding_mask);
+  const DecoderShape shape = decoder_shape(call, plan, memory.key_padding_mask, lengths, reset_after);
   const Tensor exchange = call.empty({2, B, padded_depth(shape.H)}, call.storage());
   const Tensor projected = call.empty({B, A + 3 * H}, ScalarType::Float);
   const int64_t parts = plan.splits > 1 ? B * plan.splits * partial_width(shape.H) : 0;

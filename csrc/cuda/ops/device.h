@@ -3,6 +3,7 @@
 #pragma once
 
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <map>
@@ -73,6 +74,15 @@ inline uint64_t* report_word() {
   return word;
 }
 
+// Two matrices, or batches of them, of a 16-bit type: "aten::mm" or "aten::bmm" with a float32 result.
+inline torch::stable::Tensor product_of_halves(const char* name, const torch::stable::Tensor& left,
+                                               const torch::stable::Tensor& right) {
+  using torch::stable::detail::from;
+  StableIValue stack[] = {from(left), from(right), from(torch::headeronly::ScalarType::Float)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "dtype", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<torch::stable::Tensor>(stack[0]);
+}
+
 }  // namespace rnnsearch::cuda
 #else
 #define RNNSEARCH_OPS(m) STABLE_TORCH_LIBRARY_IMPL(rnnsearch, CPU, m)
@@ -94,6 +104,13 @@ inline DeviceLimits limits_of(int) { return host_limits; }
 inline uint64_t* report_word() {
   alignas(8) static uint64_t word = 0;
   return &word;
+}
+
+// The library has no such product on CPUs.
+inline torch::stable::Tensor product_of_halves(const char*, const torch::stable::Tensor& left,
+                                               const torch::stable::Tensor& right) {
+  using torch::headeronly::ScalarType;
+  return torch::stable::matmul(torch::stable::to(left, ScalarType::Float), torch::stable::to(right, ScalarType::Float));
 }
 
 }  // namespace rnnsearch::cuda

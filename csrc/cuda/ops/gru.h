@@ -24,6 +24,21 @@ inline GruShape shape_of(const Call& call, const Plan& plan, const OptionalTenso
           pointer<int64_t>(lengths)};
 }
 
+// The gradient of hidden_weight from those of u, (B T, 3H), and the states that entered, of n's part after the reset.
+inline Tensor grad_of_hidden_weight(const Call& call, const Tensor& grad_hidden, const Tensor& entering,
+                                    const Tensor& reset, bool reset_after) {
+  using torch::stable::narrow;
+  const int64_t H = call['H'];
+  Tensor grad = call.empty({3 * H, H}, call.storage()), all = grad_hidden;
+  if (reset_after) {
+    product_of_columns(grad_hidden, entering, grad);
+  } else {
+    product_of_columns(narrow(all, 1, 0, 2 * H), entering, narrow(grad, 0, 0, 2 * H));
+    product_of_columns(narrow(all, 1, 2 * H, H), reset, narrow(grad, 0, 2 * H, H));
+  }
+  return grad;
+}
+
 // Kernels are compiled in gru_scan.cu alone.
 #define RNNSEARCH_GRU(STORAGE)                                                                                 \
   extern template const char* launch_gru_scan(const GruScanArguments<STORAGE>&, int, Stream);                  \

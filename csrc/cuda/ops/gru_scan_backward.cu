@@ -65,15 +65,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gru_scan_backward_op(const Tensor& gr
   call.settle(Scan::gru_scan_backward, pointer<uint32_t>(barriers) + plan.row_groups,
               {grad_input_gates, grad_state, grad_hidden});
 
-  using torch::stable::narrow;
-  Tensor grad_hidden_weight = call.empty({3 * H, H}, call.storage());
-  if (reset_after) {
-    product_of_columns(grad_hidden, entering, grad_hidden_weight);
-  } else {
-    Tensor whole = grad_hidden, rows = grad_hidden_weight;
-    product_of_columns(narrow(whole, 1, 0, 2 * H), entering, narrow(rows, 0, 0, 2 * H));
-    product_of_columns(narrow(whole, 1, 2 * H, H), reset, narrow(rows, 0, 2 * H, H));
-  }
+  const Tensor grad_hidden_weight = grad_of_hidden_weight(call, grad_hidden, entering, reset, reset_after);
   return {grad_input_gates, grad_state, grad_hidden_weight, sum_of_rows(grad_hidden, call.storage())};
 }
 
