@@ -1,4 +1,4 @@
-"""Attention's CUDA kernels without a GPU, as test_cuda_host.py has the scans': against the equations in double."""
+"""The ordinary CUDA kernels without a GPU, as test_cuda_host.py has the scans': against the equations in double."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
 
 
 @pytest.mark.parametrize("name", ["plain", "thread", "address"])
-def test_attention_and_its_gradients_are_the_equations(name: str, tmp_path) -> None:
-    program = HostBuilds("attention_host.cpp", tmp_path)(name)
+@pytest.mark.parametrize("source", ["attention_host.cpp", "step_host.cpp"])
+def test_kernels_are_the_equations(source: str, name: str, tmp_path) -> None:
+    program = HostBuilds(source, tmp_path)(name)
     run = subprocess.run([program], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr[-4000:]
