@@ -23,7 +23,7 @@ from rnnsearch_kernels.selftest import (
     widen,
 )
 from rnnsearch_kernels.triton import attention, attention_backward, configs
-from rnnsearch_kernels.triton.tanh import tile_tanh
+from rnnsearch_kernels.triton.tanh import tile_tanh, tile_tanh_and_slope
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FEW = {**SIZES, "B": 3, "N": 3}
@@ -175,16 +175,19 @@ def test_a_step_of_decoding_takes_two_launches_where_memory_gates_are_there(monk
 
 
 @triton.jit
-def tanh_kernel(input_ptr, output_ptr, TANH: tl.constexpr):
-    place = tl.arange(0, 4)[:, None] * 64 + tl.arange(0, 64)[None, :]
-    tl.store(output_ptr + place, tile_tanh(tl.load(input_ptr + place), TANH))
+def tanh_kernel(input_ptr, tanh_ptr, slope_ptr, TANH: tl.constexpr):
+    place = tl.program_id(0) * 256 + tl.arange(0, 4)[:, None] * 64 + tl.arange(0, 64)[None, :]
+    input = tl.load(input_ptr + place)
+    slope = tile_tanh_and_slope(input, TANH)[1]
+    tl.store(tanh_ptr + place, tile_tanh(input, TANH))
+    tl.store(slope_ptr + place, slope)
 
 
 def tanh_of(values, form):
-    output = torch.empty_like(values)
-    for begin in range(0, len(values), 256):
-        tanh_kernel[(1,)](values[begin : begin + 256], output[begin : begin + 256], TANH=form)
-    return output
+    """The tanh and its slope."""
+    activation, slope = torch.empty_like(values), torch.empty_like(values)
+    tanh_kernel[(len(values) // 256,)](values, activation, slope, TANH=form)
+    return activation, slope
 
 
 @pytest.mark.parametrize(("form", "largest"), [(configs.EXACT, 1.9e-7), (configs.SHARED, 3.5e-7)])
@@ -194,12 +197,38 @@ def test_a_tanh_is_as_close_as_is_said_and_lets_a_nan_through(form, largest):
     far = torch.linspace(-20, 20, 2**14)[torch.randperm(2**14, generator=generator)]
     huge = torch.tensor([-torch.inf, torch.inf, 88.0, -88.0, 45.0, -45.0, 3e38, -3e38, 0.0, 1e-30, 15.0, 16.0])
     for values in (near, far, huge.repeat(64)):
-        error = (tanh_of(values, form).double() - values.double().tanh()).abs().max()
-        assert error <= largest
+        activation, slope = tanh_of(values, form)
+        truth = values.double().tanh()
+        assert (activation.double() - truth).abs().max() <= largest
+        assert (slope.double() - (1 - truth * truth)).abs().max() <= 2 * largest
     values = torch.linspace(-3, 3, 256)
     values[7] = torch.nan
-    found = tanh_of(values, form).isnan()
-    assert found[7] and not found[:6].any() and not found[8:].any()
+    for found in tanh_of(values, form):
+        assert found[7].isnan() and not found[:6].isnan().any() and not found[8:].isnan().any()
+
+
+def test_where_a_tanh_is_nearly_one_the_shared_form_has_its_slope_right_to_the_last_digits():
+    values = torch.linspace(-9, 9, 2**14)
+    slope = 1 / values.double().cosh() ** 2
+    assert ((tanh_of(values, configs.SHARED)[1].double() - slope) / slope).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("form", [configs.EXACT, configs.SHARED])
+def test_gradients_are_at_most_twice_as_far_off_as_plain_pytorch_where_tanh_are_nearly_one(monkeypatch, form):
+    blocks_of(monkeypatch, TANH=form)
+    op, wanted = BY_NAME["additive_attention"], ("query", "keys", "score_weight")
+    errors = torch.zeros(2, len(wanted), dtype=torch.float64)
+    for seed in range(tolerances.SEEDS):
+        args = example(op, seed=seed, sizes={**SIZES, "B": 2, "A": 32}, absent=("memory_index", "key_padding_mask"))
+        args = {**args, "keys": 3 * args["keys"], "score_weight": args["score_weight"] / 4}
+        ours, plain, truth = (
+            values_and_grads(overload_of(op.name, backend), given, wanted)
+            for backend, given in (("triton", args), ("reference", args), ("reference", widen(args)))
+        )
+        for place, found in enumerate((ours, plain)):
+            for number, name in enumerate(f"gradient of {argument}" for argument in wanted):
+                errors[place, number] += tolerances.rms(found[name] - truth[name]) ** 2
+    assert (errors[0].sqrt() <= tolerances.TIMES_PLAIN * errors[1].sqrt()).all(), errors.sqrt()
 
 
 @pytest.mark.parametrize("form", [configs.EXACT, configs.SHARED])

@@ -28,7 +28,7 @@ from .attention_keys import keys_backward
 from .attention_parts import OF_A_STEP, VARIABLE, load_positions, real_positions, row_start
 from .configs import ATTEND_BACKWARD, MERGE
 from .launch import blocks, config_of, ends_contiguous, rows_for, sharing
-from .tanh import tile_tanh
+from .tanh import tile_tanh_and_slope
 
 
 @triton.jit(do_not_specialize=VARIABLE, do_not_specialize_on_alignment=OF_A_STEP)
@@ -105,8 +105,7 @@ def attend_backward_kernel(
         exists = feature < A
         key = load_positions(keys, real, feature, exists, KEYS_STRIDE, BLOCK_S)
         query = tl.load(query_ptr + row * query_stride + feature, mask=exists, other=0.0).to(tl.float32)
-        activation = tile_tanh(query[None, :] + key, TANH)
-        slope = 1.0 - activation * activation
+        slope = tile_tanh_and_slope(query[None, :] + key, TANH)[1]
         grad_query = tl.sum(weighted[:, None] * slope, axis=0)
         if means_ptr is None:
             grad_query *= tl.load(score_weight_ptr + feature, mask=exists, other=0.0).to(tl.float32)

@@ -11,7 +11,7 @@ from .attention import of_values, padding_of
 from .attention_parts import VARIABLE, load_positions, real_positions, row_start
 from .configs import GRAD_KEYS
 from .launch import blocks, config_of, rows_for
-from .tanh import tile_tanh
+from .tanh import tile_tanh_and_slope
 
 
 @triton.jit(do_not_specialize=("steps", "queries_stride_b", *VARIABLE))
@@ -54,8 +54,8 @@ def grad_keys_kernel(
         grad_scores = tl.load(scores_at_step, mask=exists_s, other=0.0)
         query_at_step += QUERIES_STRIDE
         scores_at_step += source
-        activation = tile_tanh(query[None, :] + key, TANH)
-        grad_keys += grad_scores[:, None] * (1.0 - activation * activation)
+        activation, slope = tile_tanh_and_slope(query[None, :] + key, TANH)
+        grad_keys += grad_scores[:, None] * slope
         of_weight += grad_scores[:, None] * activation
     weight = tl.load(score_weight_ptr + feature, mask=exists, other=0.0).to(tl.float32)
     grad_keys = (grad_keys * weight[None, :]).to(grad_keys_ptr.dtype.element_ty)
