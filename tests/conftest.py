@@ -1,6 +1,7 @@
 """Settings of the whole suite, and which backends a test runs over.
 
-pytest --poison     every uninitialised tensor is filled with NaN, and nondeterministic ops are errors
+pytest --poison         every uninitialised tensor is filled with NaN, and nondeterministic ops are errors
+pytest --cuda-sources   also what builds the CUDA kernels: for the host, under sanitizers, and for every target
 """
 
 from __future__ import annotations
@@ -25,6 +26,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=os.environ.get(POISON) == "1",
         help=f"fill uninitialised memory with NaN and forbid nondeterministic ops (or {POISON}=1)",
     )
+    parser.addoption(
+        "--cuda-sources",
+        action="store_true",
+        help="also build and test the CUDA kernels' sources (tests/test_cuda_*.py), as CI does in a step of its own",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--cuda-sources"):
+        return
+    left_out = pytest.mark.skip(reason="pytest --cuda-sources builds the CUDA kernels")
+    for item in items:
+        if item.path.name.startswith("test_cuda_"):
+            item.add_marker(left_out)
 
 
 def pytest_configure(config: pytest.Config) -> None:
