@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import pickle
+import stat
 from pathlib import Path
 
 import pytest
@@ -138,3 +140,22 @@ def test_a_damaged_model_is_refused_with_the_reason(tmp_path: Path, damage: str)
     spoil(tmp_path / "model")
     with pytest.raises(CheckpointError, match=message):
         RNNSearch.from_pretrained(tmp_path / "model")
+
+
+def test_what_is_no_file_is_not_replaced_and_a_link_stays_one(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(ValueError, match="is no file that could be written over"):
+            checkpoint.write_atomically({path: b"new"})
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    checkpoint.write_atomically({tmp_path / "link": b"new"})
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "new"
+
+
+def test_of_several_files_none_takes_its_place_before_all_are_whole(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(FileNotFoundError):
+        checkpoint.write_atomically({tmp_path / "a": b"new", tmp_path / "nowhere" / "b": b"new"})
+    assert (tmp_path / "a").read_text() == "old" and list(tmp_path.iterdir()) == [tmp_path / "a"]

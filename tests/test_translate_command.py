@@ -195,6 +195,7 @@ def test_the_examples_of_the_help_are_commands_that_it_takes(capsys: Capture) ->
         (["--min_length=9", "a"], "`max_length` must be at least 1 and `min_length` = 9; got 7"),
         (["--batch_size=0", "a"], "`batch_size` must be at least 1; got 0"),
         (["a\udcff"], "text 1 is not UTF-8"),
+        (["--output=/dev/null", "a"], "--output must be a file in a directory that exists; got /dev/null"),
     ],
 )
 def test_an_error_is_one_sentence_and_status_1(

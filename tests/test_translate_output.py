@@ -185,3 +185,12 @@ def test_a_half_written_part_is_none(model: Path, tmp_path: Path) -> None:
         parts.write(number, f"{number}\n")
     parts.merge()
     assert (tmp_path / "out").read_text() == "0\n1\n2\n" and not parts.folder.exists()
+
+
+def test_parts_that_an_interrupted_end_left_without_their_plan_are_not_taken(tmp_path: Path) -> None:
+    parts = Parts(tmp_path / "out.txt", lines=1)
+    parts.begin({}, processes=1)
+    parts.write(0, "of another model")
+    (parts.folder / PLAN).unlink()
+    parts.begin({}, processes=1)
+    assert not parts.made(0)

@@ -14,9 +14,9 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -112,24 +112,40 @@ def explained(directory: str | Path) -> Iterator[None]:
 
 
 def write_atomically(contents: Mapping[Path, bytes]) -> None:
-    """Write each file beside its place and to the disk; when all are whole, move them into their places."""
+    """Write each file beside its place and to the disk; when all are whole, move them into their places, in order."""
+    with ExitStack() as stack:
+        for path, content in reversed(list(contents.items())):  # the first in is the last out
+            file = stack.enter_context(replacing(path))
+            file.write(content)
+            _to_disk(file)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of ``path`` when all of it is written and on the disk, and else is gone.
+
+    Raises:
+        ValueError: ``path`` is a directory, a device or a pipe, which nothing should replace.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no file that could be written over")
+    path = path.resolve()  # a link stays one
     umask = os.umask(0)
     os.umask(umask)
-    temporaries: dict[Path, Path] = {}
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        for path, content in contents.items():
-            descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-            temporaries[path] = Path(name)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o666 & ~umask)  # mkstemp's files are for their owner alone
-        for path, temporary in temporaries.items():
-            os.replace(temporary, path)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            _to_disk(file)
+        os.chmod(name, 0o666 & ~umask)  # mkstemp's files are for their owner alone
+        os.replace(name, path)
     finally:
-        for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)
+
+
+def _to_disk(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:

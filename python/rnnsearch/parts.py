@@ -10,15 +10,12 @@ number of processes may go on with what any other number left.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from rnnsearch.checkpoint import write_atomically
+from rnnsearch.checkpoint import replacing, write_atomically
 
 PLAN, PART, FORMAT = "plan.json", "part-", 1
 MOST_CHUNK_LINES = 1024
@@ -55,6 +52,8 @@ class Parts:
                     )
             return
         self.folder.mkdir(exist_ok=True)
+        for part in self.folder.glob(f"{PART}*"):  # of an earlier output, whose removal did not come to its end
+            part.unlink()
         chunk_lines = max(1, min(MOST_CHUNK_LINES, -(-self.lines // (LEAST_CHUNKS * processes))))
         content = {"format_version": FORMAT, **wanted, "chunk_lines": chunk_lines}
         write_atomically({path: (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()})
@@ -80,23 +79,6 @@ class Parts:
                 with open(self.path(number), "rb") as part:
                     shutil.copyfileobj(part, file)
         shutil.rmtree(self.folder)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of ``path`` when all of it is written and on the disk, and else is gone."""
-    umask = os.umask(0)
-    os.umask(umask)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~umask)  # mkstemp's files are for their owner alone
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from rnnsearch.checkpoint import replacing
 from rnnsearch.corpus import CorpusError, LineFile, Skips
 from rnnsearch.lines import Line, file_lines, pipe_lines
-from rnnsearch.parts import Parts, replacing
+from rnnsearch.parts import Parts
 from rnnsearch.processes import Processes, joined
 from rnnsearch.progress import progress_bar
 from rnnsearch.records import Records
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _check_output(output: Path, file: LineFile | None) -> None:
     """What would fail at the end is said at the beginning."""
-    if output.is_dir() or not output.parent.is_dir():
+    if (output.exists() and not output.is_file()) or not output.parent.is_dir():
         raise ValueError(f"--output must be a file in a directory that exists; got {output}")
     if file is not None and output.exists() and output.samefile(file.path):
         raise ValueError(f"--output must be another file than --input; both are {output}")
