@@ -240,6 +240,15 @@ def test_constructed_pairs_have_another_number_or_name_in_the_same_place():
         copies.construct(pairs[:1], 1)
 
 
+def test_a_constructed_number_is_none_that_the_sentences_have():
+    pair = ("7 3 4 and 2 or 8 9", "2")
+    made = copies.construct([pair], 20)
+    assert {target for _, target in made} == {"5", "6"}
+    assert all(len(copies.copies(*map(str.split, constructed))) == 1 for constructed in made)
+    with pytest.raises(ValueError, match="no other number to take the place of 2"):
+        copies.construct([("2 3 4 5 6 7 8 9", "2")], 1)
+
+
 def test_attention_without_a_point_is_not_on_the_copy_for_its_many_tokens():
     """The copied word has two pieces of four; the first token that is attended to most is another's."""
     pieces = SentencePiece.learn(["in Gera", "in Genf", "aus Gera", "an Genf"] * 2, 20)

@@ -64,7 +64,7 @@ def construct(pairs: Sequence[tuple[str, str]], count: int, *, seed: int = 1) ->
     name of the text takes its place, on both sides.
 
     Raises:
-        ValueError: no pair has exactly one copy, or a name has no other to take its place.
+        ValueError: no pair has exactly one copy, or there is no other number or name to take its place.
     """
     generator = random.Random(seed)
     usable = [(pair, found[0]) for pair in pairs if len(found := copies(*map(str.split, pair))) == 1]
@@ -76,14 +76,15 @@ def construct(pairs: Sequence[tuple[str, str]], count: int, *, seed: int = 1) ->
     while len(made) < count:
         (source, target), copy = usable[len(made) % len(usable)]
         word = copied[len(made) % len(usable)]
+        there = {_bare(other) for text in (source, target) for other in text.split()}
+        kind, others = "name", names
         if _is_number(word):
-            new = re.sub(r"\d", lambda _: generator.choice("23456789"), word)
-        else:
-            there = {_bare(other) for text in (source, target) for other in text.split()}
-            others = [name for name in names if name not in there]
-            if not others:
-                raise ValueError(f"the text has no other name to take the place of {word}")
-            new = generator.choice(others)
+            # The numbers of one digit are few: all are drawn.
+            kind, others = "number", [re.sub(r"\d", lambda _: generator.choice("23456789"), word) for _ in range(64)]
+        others = [other for other in others if other not in there]
+        if not others:
+            raise ValueError(f"the text has no other {kind} to take the place of {word}")
+        new = generator.choice(others)
         made.append((_replaced(source, copy.source, word, new), _replaced(target, copy.target, word, new)))
     return made
 
