@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rnnsearch import pronunciation
 from rnnsearch.cli import COMMANDS, main
 from rnnsearch.pronunciation import MODEL_DIRECTORY, read_words, write_words
 
@@ -59,6 +60,19 @@ def test_evaluate_counts_errors(tmp_path: Path, capsys: Capture) -> None:
     write_words(tmp_path / "wrong.tsv", {word: [["ZH"] * 12] for word in few})
     assert main(["evaluate", "--words", str(tmp_path / "wrong.tsv"), "--beam-size", "1"]) == 0
     assert "word error    100.00% (20 of 20 words)" in capsys.readouterr().out
+
+
+def test_every_option_of_decoding_reaches_the_pronunciation_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "few.tsv").write_text("cat\tK AE T\n")
+    given: dict[str, object] = {}
+    load = pronunciation.load
+    monkeypatch.setattr(pronunciation, "load", lambda *args, **options: given.update(options) or load(*args, **options))
+    options = ["--beam-size=3", "--length-penalty=wu", "--alpha=0.9", "--unknown=keep", "--batch-size=7"]
+    assert main(["evaluate", "--words", str(tmp_path / "few.tsv"), *options]) == 0
+    wanted = {"beam_size": 3, "length_penalty": "wu", "alpha": 0.9, "unknown": "keep", "batch_size": 7}
+    assert given == {"backend": "auto", **wanted}
 
 
 def test_ctrl_c_is_status_130(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

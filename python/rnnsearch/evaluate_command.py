@@ -156,7 +156,7 @@ def _words(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         words = pronunciation.split(pronunciation.read_cmudict())[options.words]
     else:
         words = pronunciation.read_words(Path(options.words))
-    translator = pronunciation.load(directory, backend=options.backend, beam_size=options.beam_size)
+    translator = pronunciation.load(directory, backend=options.backend, **decoding(options))
     found = pronunciation.evaluate(translator, words)
     print(f"word error    {found.word_error:.2%} ({found.wrong_words} of {found.words} words)")
     print(f"phoneme error {found.phoneme_error:.2%} ({found.wrong_phonemes} of {found.phonemes} phonemes)")
