@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import threading
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from rnnsearch import segmentation
 from rnnsearch.checkpoint import CheckpointError
-from rnnsearch.corpus import CorpusError, ParallelText, Skips
+from rnnsearch.corpus import CorpusError, ParallelText, Skips, read_lines, read_pairs
 from rnnsearch.data import Pair
 from rnnsearch.segmentation import Characters, SentencePiece, Words, learn_vocabulary
 from rnnsearch.stream import BatchStream, Minibatch, Position, cut_batches
@@ -186,3 +188,32 @@ def test_token_budgets_hold_with_padding():
     for batch in batches:
         widest = max(max(len(pair.source), len(pair.target)) for pair in batch)
         assert widest * len(batch) <= 24
+
+
+def test_a_pipe_is_read_as_the_file_that_it_hands_over(tmp_path):
+    """Twice as much as a pipe holds by itself, so the writer waits for the reader."""
+    lines = [f"{number} {'x' * 50}" for number in range(2500)]
+    content = "".join(f"{line}\n" for line in lines).encode()
+    pipes = []
+    for name in ("source", "target"):
+        os.mkfifo(tmp_path / name)
+        pipes.append(threading.Thread(target=(tmp_path / name).write_bytes, args=(content,)))
+        pipes[-1].start()
+    assert read_pairs(tmp_path / "source", tmp_path / "target") == [(line, line) for line in lines]
+    for pipe in pipes:
+        pipe.join()
+
+
+def test_the_lines_that_are_asked_for_are_read_and_no_others(tmp_path):
+    path = write(tmp_path / "a.tsv", "a\tx", b"\xff", "c\tz", "")
+    assert read_pairs(path, None, lines=range(2, 3)) == [("c", "z")]
+    assert read_lines(path, lines=range(2, 4)) == ["c\tz", ""]
+    for read in (lambda lines: read_pairs(path, None, lines=lines), lambda lines: read_lines(path, lines=lines)):
+        with pytest.raises(CorpusError, match=r"a\.tsv, line 2: not UTF-8"):
+            read(range(2))
+        with pytest.raises(CorpusError, match=r"a\.tsv has 4 lines; line 9 is asked for"):
+            read(range(2, 9))
+    with pytest.raises(CorpusError, match=r"a\.tsv, line 4: empty"):
+        read_lines(path, lines=range(2, 4), empty=False)
+    with pytest.raises(CorpusError, match=r"void is empty"):
+        read_lines(write(tmp_path / "void"))

@@ -57,6 +57,8 @@ def test_what_is_not_there_is_named(tmp_path):
         DatasetText(folder, "test", skips(), keys=KEYS)
     with pytest.raises(CorpusError, match="no pair that can be used"):
         DatasetText(folder, "train", skips(), keys=("translation.fr", "translation.en"))
+    with pytest.raises(CorpusError, match=r"holds one configuration: leave `data.dataset_config` \('de-en'\) out"):
+        DatasetText(folder, "train", skips(), config="de-en", keys=KEYS)
 
 
 def test_a_model_is_trained_on_a_dataset(tmp_path):

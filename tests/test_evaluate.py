@@ -117,6 +117,23 @@ def test_every_sentence_is_in_the_one_bucket_of_its_length(text, capsys):
     assert with_source["lengths_of"] == "source" and with_source["systems"][0]["lengths"][0]["longest"] == 2
 
 
+def test_an_empty_reference_has_length_0_and_is_counted(text, capsys):
+    Path("reference").write_text("\na b c d\n")
+    Path("translated").write_text("a\na b c d\n")
+    report = evaluate("--hypotheses", "translated", "--reference", "reference", "--resamples", "0")
+    buckets = report["systems"][0]["lengths"]
+    assert [(bucket["shortest"], bucket["sentences"], bucket["mean_length"]) for bucket in buckets] == [(0, 2, 2)]
+    assert "0-10" in capsys.readouterr().out
+
+
+def test_bleu_is_silent_of_tokens(caplog):
+    """sacreBLEU logs three lines of them at every call."""
+    texts = ["a b c d ."] * 100
+    assert scores.looks_tokenised(texts) and not scores.looks_tokenised(texts[1:])
+    assert scores.score(scores.bleu, texts, texts, resamples=0).value == pytest.approx(100)
+    assert not caplog.records
+
+
 def test_systems_are_drawn_side_by_side(text, capsys):
     pytest.importorskip("matplotlib")
     for picture in ("lengths.png", "lengths.svg"):

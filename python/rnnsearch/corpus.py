@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 NAMED = 5  # skipped lines that are named one by one; the others are counted
 
@@ -37,16 +40,19 @@ class Skips:
 
 
 class LineFile:
-    """Lines of a UTF-8 file by their place, read when they are asked for; safe to share between threads and forks."""
+    """Lines of a UTF-8 file by their place, read when they are asked for; safe to share between threads and forks.
+
+    A pipe is read to its end at once, into a temporary file.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with open(path, "rb") as file:
+            with open(path, "rb") as given, _seekable(given) as file:
                 offsets = array("q", [0])
                 for line in file:
                     offsets.append(offsets[-1] + len(line))
-            self._descriptor = os.open(path, os.O_RDONLY)
+                self._descriptor = os.dup(file.fileno())
         except OSError as error:
             raise CorpusError(f"{path} cannot be read ({error.strerror})") from error
         self._offsets = offsets
@@ -64,6 +70,18 @@ class LineFile:
         return os.pread(self._descriptor, end - start, start).decode("utf-8").rstrip("\r\n")
 
 
+@contextmanager
+def _seekable(file: IO[bytes]) -> Iterator[IO[bytes]]:
+    """``file``, or all that a pipe says."""
+    if file.seekable():
+        yield file
+        return
+    with tempfile.TemporaryFile() as kept:
+        shutil.copyfileobj(file, kept)
+        kept.seek(0)
+        yield kept
+
+
 class Unusable(Exception):
     """A pair that is left out: where it stands, and why."""
 
@@ -75,17 +93,17 @@ class Corpus:
 
     Args:
         name: what is read, for messages.
-        count: the places where pairs may stand.
+        places: where pairs may stand.
 
     Raises:
         CorpusError: nothing usable is in it; with ``on_bad_line="error"`` also what is left out otherwise.
     """
 
-    def __init__(self, name: str, count: int, skips: Skips) -> None:
+    def __init__(self, name: str, places: Sequence[int], skips: Skips) -> None:
         self.skips = skips
         self._usable = array("q")
         digest = hashlib.sha256()
-        for place in range(count):
+        for place in places:
             try:
                 digest.update(self._checked(place))
             except Unusable as bad:
@@ -137,10 +155,11 @@ class ParallelText(Corpus):
     Args:
         source: a file of lines; or, without ``target``, a .tsv or .jsonl file with both sides.
         keys: of the two sides in a .jsonl file.
+        lines: the places of those that are read; None reads all.
 
     Raises:
-        CorpusError: a file cannot be read, the line counts differ, nothing usable is in it; with
-            ``on_bad_line="error"`` also an empty line, bad UTF-8, a missing column or key.
+        CorpusError: a file cannot be read, the line counts differ, there are no such ``lines``, nothing usable is in
+            them; with ``on_bad_line="error"`` also an empty line, bad UTF-8, a missing column or key.
     """
 
     def __init__(
@@ -150,6 +169,7 @@ class ParallelText(Corpus):
         skips: Skips,
         *,
         keys: tuple[str, str] = ("source", "target"),
+        lines: range | None = None,
     ) -> None:
         self._keys = keys
         self._source = LineFile(Path(source))
@@ -161,7 +181,7 @@ class ParallelText(Corpus):
             raise CorpusError(
                 f"{self._source.path} has {len(self._source)} lines and {self._target.path} has {len(self._target)}"
             )
-        super().__init__(str(self._source.path), len(self._source), skips)
+        super().__init__(str(self._source.path), _places(self._source, lines), skips)
 
     def _where(self, place: int, side: int = 0) -> str:
         return f"{(self._target or self._source if side else self._source).path}, line {place + 1}"
@@ -189,3 +209,37 @@ class ParallelText(Corpus):
             return file[place]
         except UnicodeDecodeError as error:
             raise Unusable(self._where(place, side), f"not UTF-8 ({error.reason})") from None
+
+
+def read_pairs(
+    source: Path, target: Path | None, *, keys: tuple[str, str] = ("source", "target"), lines: range | None = None
+) -> list[tuple[str, str]]:
+    """Those of :class:`ParallelText` where every line must be usable."""
+    return list(ParallelText(source, target, Skips("error", lambda said: None), keys=keys, lines=lines))
+
+
+def read_lines(path: Path, *, lines: range | None = None, empty: bool = True) -> list[str]:
+    """The lines of a file, or those at the places ``lines``.
+
+    Raises:
+        CorpusError: there are none, one is not UTF-8, or, with ``empty=False``, one has no text.
+    """
+    file = LineFile(path)
+    found = []
+    for place in _places(file, lines):
+        where = f"{path}, line {place + 1}"
+        try:
+            found.append(file[place])
+        except UnicodeDecodeError as error:
+            raise CorpusError(f"{where}: not UTF-8 ({error.reason})") from error
+        if not (empty or found[-1].strip()):
+            raise CorpusError(f"{where}: empty")
+    if not found:
+        raise CorpusError(f"{path} is empty")
+    return found
+
+
+def _places(file: LineFile, lines: range | None) -> range:
+    if lines is not None and lines.stop > len(file):
+        raise CorpusError(f"{file.path} has {len(file)} lines; line {lines.stop} is asked for")
+    return range(len(file)) if lines is None else lines

@@ -18,7 +18,8 @@ class DatasetText(Corpus):
 
     Raises:
         RuntimeError: datasets is not installed.
-        CorpusError: there is no such dataset, split or column; or as :class:`Corpus`.
+        CorpusError: there is no such dataset, split or column, ``config`` is given for a folder of ``save_to_disk``;
+            or as :class:`Corpus`.
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class DatasetText(Corpus):
             if column not in self._rows.column_names:
                 names = ", ".join(self._rows.column_names)
                 raise CorpusError(f"{self._name} has no column for the key {key!r}: it has {names}")
-        super().__init__(self._name, len(self._rows), skips)
+        super().__init__(self._name, range(len(self._rows)), skips)
 
     def _where(self, place: int, side: int = 0) -> str:
         return f"{self._name}, row {place + 1}, {'.'.join(self._keys[side])}"
@@ -55,9 +56,16 @@ def _load(name: str, config: str | None, split: str) -> Any:
         raise RuntimeError("a dataset needs datasets: pip install 'rnnsearch-kernels[datasets]'") from error
     try:
         if (Path(name) / "dataset_dict.json").is_file():
+            if config is not None:
+                raise CorpusError(
+                    f"{name} is a folder of save_to_disk, which holds one configuration: leave `data.dataset_config` "
+                    f"({config!r}) out"
+                )
             return datasets.load_from_disk(name)[split]
         if (Path(name) / "state.json").is_file():
             raise CorpusError(f"{name} holds one split by itself: save a DatasetDict, with training and dev text")
         return datasets.load_dataset(name, config, split=split)
+    except CorpusError:
+        raise
     except (OSError, ValueError, KeyError, ConnectionError) as error:
         raise CorpusError(f"the dataset {name!r} has no split {split!r} that can be read ({error})") from error

@@ -57,8 +57,12 @@ def sacrebleu_metrics() -> Any:
 
 
 def bleu() -> Any:
-    """sacreBLEU's default: of cased, detokenised text, which it tokenises itself (13a)."""
-    return sacrebleu_metrics().BLEU()
+    """sacreBLEU's default: of cased, detokenised text, which it tokenises itself (13a).
+
+    ``force`` changes no number: it keeps sacreBLEU from complaining of tokens at every call, which are no mistake in a
+    run's dev text; `rnnsearch evaluate` says it in its own words (:func:`looks_tokenised`).
+    """
+    return sacrebleu_metrics().BLEU(force=True)
 
 
 def chrf() -> Any:
@@ -102,10 +106,11 @@ def by_length(
     *,
     resamples: int,
 ) -> list[Bucket]:
-    """The score of the sentences of at most ``bounds[0]`` words, of those of more and at most ``bounds[1]``, and so on;
-    the last bucket holds those beyond the last bound. Buckets without a sentence are left out."""
+    """The score of the sentences of at most ``bounds[0]`` words, empty ones among them, of those of more and at most
+    ``bounds[1]``, and so on; the last bucket holds those beyond the last bound. Buckets without a sentence are left
+    out."""
     buckets = []
-    for before, longest in itertools.pairwise([0, *bounds, None]):
+    for before, longest in itertools.pairwise([-1, *bounds, None]):
         assert before is not None
         places = [
             place for place, length in enumerate(lengths) if before < length and (longest is None or length <= longest)
@@ -115,6 +120,11 @@ def by_length(
             mean = sum(lengths[place] for place in places) / len(places)
             buckets.append(Bucket(before + 1, longest, len(places), mean, found))
     return buckets
+
+
+def looks_tokenised(texts: Sequence[str]) -> bool:
+    """As sacreBLEU judges: 100 lines have white space before the full stop that ends them."""
+    return sum(text.endswith(" .") for text in texts) >= 100
 
 
 def pick(texts: Sequence[str], places: Sequence[int]) -> list[str]:

@@ -53,7 +53,7 @@ class DataOptions:
         source_key: the source's key in a .jsonl file or a dataset; in a dataset, translation.de is inside a column.
         target_key: the target's key, in the same way.
         dataset: a Hugging Face dataset, by name or folder, instead of source (needs the 'datasets' extra).
-        dataset_config: which of its configurations.
+        dataset_config: which of its configurations, where it has several; none for a folder of save_to_disk.
         dataset_split: its split to train on.
         dataset_dev_split: its split to measure on, where dev_source is not given.
         segmentation: how text becomes tokens: words between white space, characters, or sentencepiece (BPE).
