@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .backends import AUTO, check_backend
 from .checks import check_lengths, check_mask, check_tensor, padding_mask
-from .functional import decoder_scan, decoder_step, linear
+from .functional import additive_attention, decoder_scan, decoder_step, gru_scan, linear
 from .reference.dtypes import accumulate_dtype
 
 
@@ -73,10 +73,18 @@ class FusedBahdanauDecoder(nn.Module):
     Parameters are those of the modules people already have: ``cell`` (a ``GRUCell`` over [input ; context]),
     ``query_proj``, ``key_proj`` and ``score`` (Linears). :meth:`from_modules` takes a hand-written decoder's.
 
+    With ``attend_after`` the state moves on first and attends then, as in Listen, Attend and Spell (Chan et al. 2016,
+    arXiv:1508.01211, eq. 6-8), Tacotron and decoders with input feeding:
+
+        s_t       = GRUCell([input_t ; context_{t-1}], s_{t-1}),  context_0 = 0 unless given
+        query_t   = query_proj(s_t)
+        context_t = Σ_j α_tj memory_j,  α_t = softmax_j(score(tanh(query_t + key_proj(memory_j))))
+
     Args:
         input_size: E. hidden_size: H. memory_size: M.
         attention_size: A; H by default.
         bias: the cell's two biases.
+        attend_after: whether the attention's query is the new state; False, as in the paper: the old one.
         reset_after: True as ``nn.GRUCell`` and cuDNN; False as the paper: n = tanh(g_n + U_n (r ∘ s)).
         query_bias, key_bias, score_bias: which of the three Linears have a bias. That of the score cancels in
             the softmax; its gradient is zero.
@@ -93,6 +101,7 @@ class FusedBahdanauDecoder(nn.Module):
         attention_size: int | None = None,
         *,
         bias: bool = True,
+        attend_after: bool = False,
         reset_after: bool = True,
         query_bias: bool = False,
         key_bias: bool = True,
@@ -115,7 +124,7 @@ class FusedBahdanauDecoder(nn.Module):
         made = {"device": device, "dtype": dtype}
         self.input_size, self.hidden_size = input_size, hidden_size
         self.memory_size, self.attention_size = memory_size, attention_size
-        self.reset_after, self.backend = reset_after, backend
+        self.attend_after, self.reset_after, self.backend = attend_after, reset_after, backend
         self.cell = nn.GRUCell(input_size + memory_size, hidden_size, bias=bias, **made)
         self.query_proj = nn.Linear(hidden_size, attention_size, bias=query_bias, **made)
         self.key_proj = nn.Linear(memory_size, attention_size, bias=key_bias, **made)
@@ -130,6 +139,7 @@ class FusedBahdanauDecoder(nn.Module):
         score: nn.Linear,
         *,
         input_order: str = "input_context",
+        attend_after: bool = False,
         backend: str = AUTO,
     ) -> FusedBahdanauDecoder:
         """A decoder with copies of a hand-written one's parameters.
@@ -141,6 +151,8 @@ class FusedBahdanauDecoder(nn.Module):
                 a bias.
             input_order: ``"input_context"`` where the cell reads cat([input, context]), ``"context_input"``
                 where it reads cat([context, input]).
+            attend_after: True where the loop calls the cell first, on the last step's context, and attends with the
+                state that comes out of it.
 
         Raises:
             TypeError: a module of another kind, which this decoder cannot represent.
@@ -179,6 +191,7 @@ class FusedBahdanauDecoder(nn.Module):
             query_bias=query.bias is not None,
             key_bias=key.bias is not None,
             score_bias=score.bias is not None,
+            attend_after=attend_after,
             backend=backend,
             device=cell.weight_hh.device,
             dtype=cell.weight_hh.dtype,
@@ -202,7 +215,8 @@ class FusedBahdanauDecoder(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"input_size={self.input_size}, hidden_size={self.hidden_size}, memory_size={self.memory_size}, "
-            f"attention_size={self.attention_size}, reset_after={self.reset_after}, backend={self.backend!r}"
+            f"attention_size={self.attention_size}, attend_after={self.attend_after}, reset_after={self.reset_after}, "
+            f"backend={self.backend!r}"
         )
 
     def _weights(self) -> DecoderWeights:
@@ -273,9 +287,9 @@ class FusedBahdanauDecoder(nn.Module):
         """Whether :meth:`prepare_memory` prepares the gates of a memory of S = ``length``.
 
         A step sums in another order then, so rows are the same bits in a batch as alone where all its memories, padded
-        to the longest, are on one side.
+        to the longest, are on one side. With ``attend_after`` none are: a step multiplies the context it was given.
         """
-        return 2 * length <= self.memory_size
+        return not self.attend_after and 2 * length <= self.memory_size
 
     def input_gates(self, input: Tensor) -> Tensor:
         """The input's part of a step's gates, input_weight input + bias: (N, E) -> (N, 3H), accumulate dtype.
@@ -301,6 +315,7 @@ class FusedBahdanauDecoder(nn.Module):
         memory: PreparedMemory,
         *,
         input_gates: Tensor | None = None,
+        context: Tensor | None = None,
         state_mask: Tensor | None = None,
         memory_index: Tensor | None = None,
         need_weights: bool = True,
@@ -312,6 +327,7 @@ class FusedBahdanauDecoder(nn.Module):
             input_gates: (N, 3H), from :meth:`input_gates`, in place of ``input_t``.
             state: (N, H); None for zeros.
             memory: from :meth:`prepare_memory`.
+            context: (N, M), with ``attend_after``, the last step's; None for zeros.
             state_mask: (N, H), dropout of the state as in :meth:`forward`.
             memory_index: (N,) int64, the sentence of each row; without it row i attends to sentence i. Inference
                 only.
@@ -323,7 +339,8 @@ class FusedBahdanauDecoder(nn.Module):
             raise TypeError(f"`memory` must be what `prepare_memory` gave; got {type(memory).__name__}")
         if input_t is not None:
             self._check_input("input_t", input_t)
-        if memory.values is not None and memory.memory_gates is None:
+        self._check_context(context, memory.memory.shape[0] if memory_index is None else memory_index.shape[0])
+        if memory.values is not None and memory.memory_gates is None and not self.attend_after:
             raise ValueError("a PreparedMemory with `values` must have `memory_gates`")
         if memory.values is not None and torch.is_grad_enabled():
             raise RuntimeError("`values` of a PreparedMemory are for inference: call under torch.no_grad()")
@@ -338,16 +355,34 @@ class FusedBahdanauDecoder(nn.Module):
             input_gates = linear(input_t, weights.input_weight, weights.input_bias, backend=backend)
         else:
             check_tensor("input_gates", input_gates)
+        state = self._initial_state(state, input_gates, weights)
+        state_mask = self._state_mask(state_mask, weights)
+        values = memory.memory if memory.values is None else memory.values
+        if self.attend_after:
+            gates = self._with_context(input_gates, context, weights)
+            new_state = self._gru(gates.unsqueeze(1), state, weights, state_mask)[:, 0]
+            entering = new_state if state_mask is None else state_mask * new_state
+            query = linear(entering, weights.query_weight, weights.query_bias, backend=backend)
+            context, attn_weights = additive_attention(
+                query,
+                memory.keys,
+                values,
+                weights.score_weight,
+                key_padding_mask=memory.key_padding_mask,
+                memory_index=memory_index,
+                backend=backend,
+            )
+            return self._step_output(input_t, memory, new_state, context, attn_weights if need_weights else None)
         new_state, context, attn_weights = decoder_step(
             input_gates,
-            self._initial_state(state, input_gates, weights),
+            state,
             memory.keys,
-            memory.memory if memory.values is None else memory.values,
+            values,
             weights.score_weight,
             weights.query_weight,
             weights.context_weight if memory_gates is None else None,
             weights.hidden_weight,
-            state_mask=self._state_mask(state_mask, weights),
+            state_mask=state_mask,
             query_bias=weights.query_bias,
             hidden_bias=weights.hidden_bias,
             key_padding_mask=memory.key_padding_mask,
@@ -356,8 +391,53 @@ class FusedBahdanauDecoder(nn.Module):
             reset_after=self.reset_after,
             backend=backend,
         )
-        output = new_state.to(memory.keys.dtype if input_t is None else input_t.dtype)
-        return DecoderOutput(output, context, attn_weights if need_weights else None, new_state)
+        return self._step_output(input_t, memory, new_state, context, attn_weights if need_weights else None)
+
+    def _step_output(
+        self,
+        input_t: Tensor | None,
+        memory: PreparedMemory,
+        state: Tensor,
+        context: Tensor,
+        attn_weights: Tensor | None,
+    ) -> DecoderOutput:
+        output = state.to(memory.keys.dtype if input_t is None else input_t.dtype)
+        return DecoderOutput(output, context, attn_weights, state)
+
+    def _check_context(self, context: Tensor | None, rows: int) -> None:
+        if context is None:
+            return
+        if not self.attend_after:
+            raise TypeError("`context` is for a decoder with `attend_after`: this one's steps begin with their own")
+        check_tensor("context", context)
+        if tuple(context.shape) != (rows, self.memory_size):
+            raise ValueError(f"`context` must be (N, M) = ({rows}, {self.memory_size}); got {tuple(context.shape)}")
+
+    def _with_context(self, input_gates: Tensor, context: Tensor | None, weights: DecoderWeights) -> Tensor:
+        """The gates (N, 3H) that enter a step with ``attend_after``."""
+        if context is None:
+            return input_gates
+        of_context = linear(context.to(weights.context_weight.dtype), weights.context_weight, backend=self.backend)
+        return input_gates + of_context
+
+    def _gru(
+        self,
+        gates: Tensor,
+        state: Tensor,
+        weights: DecoderWeights,
+        state_mask: Tensor | None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        return gru_scan(
+            gates,
+            state,
+            weights.hidden_weight,
+            weights.hidden_bias,
+            state_mask=state_mask,
+            lengths=lengths,
+            reset_after=self.reset_after,
+            backend=self.backend,
+        )
 
     def forward(
         self,
@@ -365,6 +445,7 @@ class FusedBahdanauDecoder(nn.Module):
         memory: Tensor,
         state: Tensor | None = None,
         *,
+        context: Tensor | None = None,
         state_mask: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
         memory_lengths: Tensor | None = None,
@@ -377,6 +458,7 @@ class FusedBahdanauDecoder(nn.Module):
             input: (B, T, E).
             memory: (B, S, M).
             state: (B, H); None for zeros.
+            context: (B, M), with ``attend_after``, what the first step's cell reads; None for zeros.
             state_mask: (B, H), dropout of the state, one mask for all steps, its entries 0 or 1 / (1 - p); a constant.
                 Query and gates read state_mask ∘ s_{t-1}, and the update gate carries s_{t-1} on. None, as for
                 evaluation, is no dropout.
@@ -391,18 +473,31 @@ class FusedBahdanauDecoder(nn.Module):
         if input.dim() != 3 or input.shape[2] != self.input_size:
             raise ValueError(f"`input` must be (B, T, E) = (B, T, {self.input_size}); got {tuple(input.shape)}")
         self._check_memory(memory)
+        self._check_context(context, memory.shape[0])
         check_mask(key_padding_mask, memory)
         mask = padding_mask(key_padding_mask, memory_lengths, memory)
         check_lengths("input_lengths", input_lengths, input.shape[0], input.shape[1], "T")
         memory = _zero_padding(memory, mask)
+        past = None
         if input_lengths is not None:
             past = torch.arange(input.shape[1], device=input.device) >= input_lengths[:, None]
             input = input.masked_fill(past[..., None], 0)
         weights = self._weights()
         state = self._initial_state(state, input, weights)
+        state_mask = self._state_mask(state_mask, weights)
+        gates = nn.functional.linear(input, weights.input_weight, weights.input_bias)
+        first = None
+        if self.attend_after:
+            # The first update needs no attention. From its state on the scan attends, then updates, with the next
+            # step's input; the last update is thrown away.
+            first_gates = self._with_context(gates[:, 0], context, weights).unsqueeze(1)
+            first_lengths = None if input_lengths is None else input_lengths.clamp(max=1)
+            first = self._gru(first_gates, state, weights, state_mask, first_lengths)
+            state = last_state(first, state, first_lengths)
+            gates = nn.functional.pad(gates[:, 1:], (0, 0, 0, 1))
         keys = self.key_proj(memory)
         states, contexts, attn_weights = decoder_scan(
-            nn.functional.linear(input, weights.input_weight, weights.input_bias),
+            gates,
             state,
             keys,
             memory.to(keys.dtype),
@@ -410,7 +505,7 @@ class FusedBahdanauDecoder(nn.Module):
             weights.query_weight,
             weights.context_weight,
             weights.hidden_weight,
-            state_mask=self._state_mask(state_mask, weights),
+            state_mask=state_mask,
             query_bias=weights.query_bias,
             hidden_bias=weights.hidden_bias,
             key_padding_mask=mask,
@@ -418,6 +513,10 @@ class FusedBahdanauDecoder(nn.Module):
             reset_after=self.reset_after,
             backend=self.backend,
         )
+        if first is not None:
+            states = torch.cat([first, states[:, :-1]], dim=1)
+            if past is not None:
+                states = states.masked_fill(past[..., None], 0)
         return DecoderOutput(
             states.to(input.dtype),
             contexts,

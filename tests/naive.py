@@ -184,27 +184,34 @@ class HandWrittenDecoder(nn.Module):
 
     def __init__(
         self, input_size, hidden_size, memory_size, attention_size, *, bias, query_bias, key_bias, score_bias,
-        input_order="input_context", dtype=torch.float64,
+        input_order="input_context", attend_after=False, dtype=torch.float64,
     ):  # fmt: skip
         super().__init__()
         self.cell = nn.GRUCell(input_size + memory_size, hidden_size, bias=bias, dtype=dtype)
         self.query = nn.Linear(hidden_size, attention_size, bias=query_bias, dtype=dtype)
         self.key = nn.Linear(memory_size, attention_size, bias=key_bias, dtype=dtype)
         self.score = nn.Linear(attention_size, 1, bias=score_bias, dtype=dtype)
-        self.input_order = input_order
+        self.input_order, self.attend_after = input_order, attend_after
+
+    def attend(self, memory: Tensor, state: Tensor, key_padding_mask: Tensor | None):
+        scores = self.score(torch.tanh(self.query(state)[:, None] + self.key(memory)))[..., 0]
+        if key_padding_mask is not None:
+            scores = scores.masked_fill(key_padding_mask, float("-inf"))
+        attn_weights = torch.softmax(scores, -1)
+        return torch.bmm(attn_weights[:, None], memory)[:, 0], attn_weights
 
     def forward(self, input: Tensor, memory: Tensor, state: Tensor, key_padding_mask: Tensor | None = None):
         outputs, contexts, weights = [], [], []
+        context = memory.new_zeros(memory.shape[0], memory.shape[2])
         for t in range(input.shape[1]):
-            scores = self.score(torch.tanh(self.query(state)[:, None] + self.key(memory)))[..., 0]
-            if key_padding_mask is not None:
-                scores = scores.masked_fill(key_padding_mask, float("-inf"))
-            attn_weights = torch.softmax(scores, -1)
-            context = torch.bmm(attn_weights[:, None], memory)[:, 0]
+            if not self.attend_after:
+                context, attn_weights = self.attend(memory, state, key_padding_mask)
             parts = [input[:, t], context]
             if self.input_order == "context_input":
                 parts.reverse()
             state = self.cell(torch.cat(parts, -1), state)
+            if self.attend_after:
+                context, attn_weights = self.attend(memory, state, key_padding_mask)
             outputs.append(state)
             contexts.append(context)
             weights.append(attn_weights)

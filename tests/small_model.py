@@ -10,11 +10,12 @@ TARGET = Vocabulary(["<pad>", "<s>", "</s>", "<unk>", *"uvwxyz"])
 SIZES = {"embedding_size": 5, "encoder_size": 6, "hidden_size": 7, "attention_size": 4, "readout_size": 3}
 
 
-def make_model(*, reset_after: bool = False, scale: float = 0.5, dtype=torch.float64, **options) -> RNNSearch:
+def make_model(
+    *, reset_after: bool = False, attend_after: bool = False, scale: float = 0.5, dtype=torch.float64, **options
+) -> RNNSearch:
     torch.manual_seed(0)
-    model = RNNSearch(
-        RNNSearchConfig(len(SOURCE), len(TARGET), reset_after=reset_after, **SIZES), SOURCE, TARGET, **options
-    )
+    config = RNNSearchConfig(len(SOURCE), len(TARGET), attend_after=attend_after, reset_after=reset_after, **SIZES)
+    model = RNNSearch(config, SOURCE, TARGET, **options)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.0, scale)

@@ -23,14 +23,19 @@ BIASES = ("bias", "query_bias", "key_bias", "score_bias")
 BACKENDS = [backend for _, backend, device in implementations("decoder_scan", gradients=True) if device == "cpu"]
 
 
-def by_hand(input_order="input_context", **biases) -> naive.HandWrittenDecoder:
+ORDERS = pytest.mark.parametrize("attend_after", [False, True], ids=["attends_first", "attends_after"])
+
+
+def by_hand(input_order="input_context", attend_after=False, **biases) -> naive.HandWrittenDecoder:
     biases = dict.fromkeys(BIASES, True) | biases
-    return naive.HandWrittenDecoder(E, H, M, A, input_order=input_order, **biases)
+    return naive.HandWrittenDecoder(E, H, M, A, input_order=input_order, attend_after=attend_after, **biases)
 
 
 def fused(loop: naive.HandWrittenDecoder, backend: str = "auto") -> rk.FusedBahdanauDecoder:
     modules = {name: getattr(loop, name) for name in NAMES}
-    return rk.FusedBahdanauDecoder.from_modules(**modules, input_order=loop.input_order, backend=backend)
+    return rk.FusedBahdanauDecoder.from_modules(
+        **modules, input_order=loop.input_order, attend_after=loop.attend_after, backend=backend
+    )
 
 
 def inputs(dtype=torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -47,8 +52,9 @@ def gradients_by_name(loss, module, leaves) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("input_order", ["input_context", "context_input"])
 @pytest.mark.parametrize("biases", list(itertools.product([True, False], repeat=4)), ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_it_equals_the_hand_written_loop_values_and_gradients(backend, biases, input_order):
-    loop = by_hand(input_order, **dict(zip(BIASES, biases, strict=True)))
+@ORDERS
+def test_it_equals_the_hand_written_loop_values_and_gradients(attend_after, backend, biases, input_order):
+    loop = by_hand(input_order, attend_after, **dict(zip(BIASES, biases, strict=True)))
     decoder = fused(loop, backend)
     leaves = [value.requires_grad_() for value in inputs()]
     mask = torch.arange(S) >= torch.tensor([S, 3, 1])[:, None]
@@ -70,10 +76,11 @@ def test_it_equals_the_hand_written_loop_values_and_gradients(backend, biases, i
 @pytest.mark.parametrize(
     "backend", [backend for _, backend, device in implementations("decoder_step") if device == "cpu"]
 )
-def test_steps_equal_the_hand_written_loop(backend, prepared_for):
+@ORDERS
+def test_steps_equal_the_hand_written_loop(attend_after, backend, prepared_for):
     if prepared_for == "training" and backend not in BACKENDS:
         pytest.skip(f"{backend} has no gradients of decoder_step")
-    loop = by_hand()
+    loop = by_hand(attend_after=attend_after)
     decoder = fused(loop, backend)
     input, memory, state = inputs()
     # short enough for memory_gates to be prepared
@@ -81,14 +88,50 @@ def test_steps_equal_the_hand_written_loop(backend, prepared_for):
     outputs, contexts, weights, last = loop(input, memory, state)
     with torch.set_grad_enabled(prepared_for == "training"):
         prepared = decoder.prepare_memory(memory)
-        assert (prepared.memory_gates is not None) == (prepared_for == "inference")
+        assert (prepared.memory_gates is not None) == (prepared_for == "inference" and not attend_after)
+        context = {}
         for t in range(T):
-            out = decoder.step(input[:, t], state, prepared)
+            out = decoder.step(input[:, t], state, prepared, **context)
             state = out.state
+            context = {"context": out.context} if attend_after else {}
             for mine, theirs in zip(out[:3], (outputs, contexts, weights), strict=True):
                 torch.testing.assert_close(mine, theirs[:, t], **tolerances.EXACT)
         torch.testing.assert_close(state, last, **tolerances.EXACT)
         assert decoder.step(input[:, 0], state, prepared, need_weights=False).attn_weights is None
+
+
+def test_a_context_to_begin_with_is_one_of_the_loop_split_in_two():
+    decoder = fused(by_hand(attend_after=True))
+    input, memory, state = inputs()
+    leaves = [value.requires_grad_() for value in (input, memory, state)]
+    whole = decoder(*leaves, need_weights=True)
+    first = decoder(input[:, :2], memory, state, need_weights=True)
+    second = decoder(input[:, 2:], memory, first.state, context=first.context[:, -1], need_weights=True)
+    for one, two, wanted in zip(first[:3], second[:3], whole[:3], strict=True):
+        torch.testing.assert_close(torch.cat([one, two], 1), wanted, **tolerances.EXACT)
+    torch.testing.assert_close(second.state, whole.state, **tolerances.EXACT)
+    parameters = [*leaves, *decoder.parameters()]
+    losses = (out.output.square().sum() + out.context.cos().sum() for out in (whole, first, second))
+    all_at_once, *halves = [
+        torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+        for loss in losses
+    ]
+    for wanted, *parts in zip(all_at_once, *halves, strict=True):
+        torch.testing.assert_close(sum(parts), wanted, **tolerances.EXACT)
+
+
+def test_a_context_is_refused_where_nothing_reads_it_and_where_its_shape_is_wrong():
+    input, memory, state = inputs(torch.float32)
+    before, after = rk.FusedBahdanauDecoder(E, H, M, A), rk.FusedBahdanauDecoder(E, H, M, A, attend_after=True)
+    prepared = before.prepare_memory(memory)
+    for call in (
+        lambda decoder, context: decoder(input, memory, state, context=context),
+        lambda decoder, context: decoder.step(input[:, 0], state, prepared, context=context),
+    ):
+        with pytest.raises(TypeError, match="`context` is for a decoder with `attend_after`"):
+            call(before, memory[:, 0])
+        with pytest.raises(ValueError, match=r"`context` must be \(N, M\) = \(3, 7\); got \(3, 5\)"):
+            call(after, state)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -164,17 +207,20 @@ def test_it_equals_a_loop_over_either_gru_with_and_without_dropout_of_the_state(
         torch.testing.assert_close(out.output[:, t], state, **tolerances.EXACT)
 
 
+@ORDERS
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_steps_with_a_state_mask_are_the_scan_with_it(dtype):
-    decoder = rk.FusedBahdanauDecoder(E, H, M, A, dtype=dtype)
+def test_steps_with_a_state_mask_are_the_scan_with_it(dtype, attend_after):
+    decoder = rk.FusedBahdanauDecoder(E, H, M, A, attend_after=attend_after, dtype=dtype)
     input, memory, _ = inputs(dtype)
     allowed = tolerances.EXACT if dtype == torch.float64 else tolerances.AUTOCAST
     mask = (torch.rand(B, H) < 0.5).to(dtype) * 2  # in the module's dtype: what is accumulated takes it exactly
     out, state, prepared = decoder(input, memory, state_mask=mask), None, decoder.prepare_memory(memory)
+    context = {}
     for t in range(T):
-        step = decoder.step(input[:, t], state, prepared, state_mask=mask)
+        step = decoder.step(input[:, t], state, prepared, state_mask=mask, **context)
         torch.testing.assert_close(step.output, out.output[:, t], **allowed)
         state = step.state
+        context = {"context": step.context} if attend_after else {}
 
 
 def test_a_bool_state_mask_is_refused():
@@ -184,8 +230,9 @@ def test_a_bool_state_mask_is_refused():
         decoder(input, memory, state_mask=torch.ones(B, H, dtype=torch.bool))
 
 
-def test_lengths_are_masks_and_the_state_stops_at_a_rows_end():
-    decoder = fused(by_hand())
+@ORDERS
+def test_lengths_are_masks_and_the_state_stops_at_a_rows_end(attend_after):
+    decoder = fused(by_hand(attend_after=attend_after))
     input, memory, state = inputs()
     memory_lengths, input_lengths = torch.tensor([S, 3, 0]), torch.tensor([0, T, 2])
     mask = torch.arange(S) >= memory_lengths[:, None]
@@ -206,8 +253,9 @@ def test_lengths_are_masks_and_the_state_stops_at_a_rows_end():
     assert torch.equal(one.state[1], one.output[1, -1]) and torch.equal(one.state[2], one.output[2, 1])
 
 
-def test_nan_in_padding_reaches_no_gradient_of_the_module():
-    decoder = fused(by_hand())
+@ORDERS
+def test_nan_in_padding_reaches_no_gradient_of_the_module(attend_after):
+    decoder = fused(by_hand(attend_after=attend_after))
     input, memory, _ = inputs()
     lengths = {"memory_lengths": torch.tensor([S, 3, 0]), "input_lengths": torch.tensor([0, T, 2])}
     input[2, 2:], memory[1, 3:], memory[2] = float("nan"), float("nan"), float("nan")
@@ -357,7 +405,8 @@ def test_scheduled_sampling_over_step_has_the_gradients_of_the_scan():
 
 def test_repr_names_the_sizes_the_convention_and_the_backend():
     text = repr(rk.FusedBahdanauDecoder(E, H, M, A, reset_after=False))
-    assert "input_size=6, hidden_size=5, memory_size=7, attention_size=4, reset_after=False, backend='auto'" in text
+    assert "input_size=6, hidden_size=5, memory_size=7, attention_size=4, attend_after=False, " in text
+    assert "reset_after=False, backend='auto'" in text
 
 
 def test_attention_size_is_the_hidden_size_unless_given():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from rnnsearch import RNNSearch, RNNSearchConfig, Vocabulary
 from rnnsearch.beam_search import beam_search
+from rnnsearch.continuations import reorder
 from rnnsearch.data import pad
 from rnnsearch.pronunciation import MODEL_DIRECTORY, read_words
 from small_model import SOURCE, TARGET, make_model
@@ -39,20 +40,27 @@ def paper_logits(model: RNNSearch, source: list[int], target: list[int]) -> Tens
         backward.append(gru(model.backward_cell, x[-1 - t], backward[-1], after))
     h = [torch.cat([left, right]) for left, right in zip(forward[1:], backward[:0:-1], strict=True)]
     s = torch.tanh(model.initial_state.weight @ backward[-1] + model.initial_state.bias)
-    logits = []
-    for token in target:
-        y = model.target_embedding.weight[token]
+
+    def attend(s: Tensor) -> Tensor:
         scores = [
             decoder.score.weight[0]
             @ torch.tanh(decoder.query_proj.weight @ s + decoder.key_proj.weight @ h_j + decoder.key_proj.bias)
             for h_j in h
         ]
         alpha = torch.softmax(torch.stack(scores), 0)
-        c = sum(alpha_j * h_j for alpha_j, h_j in zip(alpha, h, strict=True))
-        t_tilde = model.readout.weight @ torch.cat([s, y, c]) + model.readout.bias  # of s_{i-1}, not s_i
+        return sum(alpha_j * h_j for alpha_j, h_j in zip(alpha, h, strict=True))
+
+    logits, c = [], torch.zeros_like(h[0])
+    for token in target:
+        y = model.target_embedding.weight[token]
+        if model.config.attend_after:
+            s = gru(decoder.cell, torch.cat([y, c]), s, after)
+        c = attend(s)
+        t_tilde = model.readout.weight @ torch.cat([s, y, c]) + model.readout.bias  # the paper's s_{i-1}, not s_i
         t = torch.stack([max(t_tilde[2 * j], t_tilde[2 * j + 1]) for j in range(model.config.readout_size)])
         logits.append(model.output.weight @ t + model.output.bias)
-        s = gru(decoder.cell, torch.cat([y, c]), s, after)
+        if not model.config.attend_after:
+            s = gru(decoder.cell, torch.cat([y, c]), s, after)
     return torch.stack(logits)
 
 
@@ -60,9 +68,13 @@ SENTENCES = [[4, 5, 6, 2], [7, 2], [9, 8, 4, 4, 5, 2]]
 TARGETS = [[1, 4, 5], [1, 9, 8, 4, 6], [1]]
 
 
+ORDERS = pytest.mark.parametrize("attend_after", [False, True])
+
+
+@ORDERS
 @pytest.mark.parametrize("reset_after", [False, True])
-def test_logits_equal_the_papers_equations_in_a_padded_batch(reset_after: bool) -> None:
-    model = make_model(reset_after=reset_after)
+def test_logits_equal_the_papers_equations_in_a_padded_batch(reset_after: bool, attend_after: bool) -> None:
+    model = make_model(reset_after=reset_after, attend_after=attend_after)
     source, lengths = pad(SENTENCES, 0)
     target, _ = pad(TARGETS, 0)
     logits = model(source, lengths, target)
@@ -70,17 +82,18 @@ def test_logits_equal_the_papers_equations_in_a_padded_batch(reset_after: bool) 
         torch.testing.assert_close(logits[row, : len(tokens)], paper_logits(model, sentence, tokens))
 
 
+@ORDERS
 @pytest.mark.parametrize("reset_after", [False, True])
 @torch.no_grad()
-def test_decoding_steps_equal_teacher_forcing(reset_after: bool) -> None:
-    model = make_model(reset_after=reset_after)
+def test_decoding_steps_equal_teacher_forcing(reset_after: bool, attend_after: bool) -> None:
+    model = make_model(reset_after=reset_after, attend_after=attend_after)
     source, lengths = pad(SENTENCES, 0)
     target = torch.tensor([[1, 4, 5, 6], [1, 9, 8, 7], [1, 5, 5, 4]])
     wanted = model(source, lengths, target).log_softmax(-1)
     memory, state = model.encode(source, lengths)
     # Two hypotheses a sentence: they share its memory.
     index = torch.tensor([0, 0, 1, 1, 2, 2])
-    state = state[index]
+    state = reorder(state, index)
     for t in range(target.shape[1]):
         topk, state, attn_weights = model.step(target[index, t], state, memory, index)
         log_probs, token_ids = topk(99, None)
@@ -89,23 +102,25 @@ def test_decoding_steps_equal_teacher_forcing(reset_after: bool) -> None:
         assert topk(2, token_ids[:, :1])[1][:, 0].equal(token_ids[:, 1])  # a ban is applied inside
 
 
+@ORDERS
 @torch.no_grad()
-def test_a_long_source_whose_readout_is_not_prepared_decodes_alike() -> None:
-    model = make_model()
+def test_a_long_source_whose_readout_is_not_prepared_decodes_alike(attend_after: bool) -> None:
+    model = make_model(attend_after=attend_after)
     source = torch.randint(4, 10, (2, 3 * model.config.memory_size))
     target, index = torch.tensor([[1, 4, 5], [1, 9, 8]]), torch.arange(2)
     wanted = model(source, None, target).log_softmax(-1)
     memory, state = model.encode(source)
-    assert memory.memory_gates is None
+    assert memory.memory_gates is None and memory.values is None
     for t in range(target.shape[1]):
         topk, state, _ = model.step(target[:, t], state, memory, index)
         log_probs, token_ids = topk(99, None)
         torch.testing.assert_close(log_probs, wanted[:, t].gather(1, token_ids))
 
 
+@ORDERS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_table_of_tokens_changes_no_score(dtype: torch.dtype) -> None:
-    model = make_model(dtype=dtype)
+def test_a_table_of_tokens_changes_no_score(dtype: torch.dtype, attend_after: bool) -> None:
+    model = make_model(dtype=dtype, attend_after=attend_after)
     source, lengths = pad(SENTENCES, 0)
     without = model.generate(source, lengths, beam_size=3, max_length=6)
     table = model.token_table()
@@ -120,8 +135,9 @@ def test_a_table_of_tokens_changes_no_score(dtype: torch.dtype) -> None:
     torch.testing.assert_close(with_table.scores, without.scores, **bits)
 
 
-def test_every_parameter_gets_a_gradient() -> None:
-    model = make_model().train()
+@ORDERS
+def test_every_parameter_gets_a_gradient(attend_after: bool) -> None:
+    model = make_model(attend_after=attend_after).train()
     source, lengths = pad(SENTENCES, 0)
     model(source, lengths, torch.tensor([[1, 4, 5]] * 3)).square().sum().backward()
     for name, parameter in model.named_parameters():
@@ -209,9 +225,10 @@ def test_the_backend_reaches_every_op() -> None:
             topk(3, None)
 
 
+@ORDERS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_generates_in_every_dtype(dtype: torch.dtype) -> None:
-    model = make_model(dtype=dtype)
+def test_generates_in_every_dtype(dtype: torch.dtype, attend_after: bool) -> None:
+    model = make_model(dtype=dtype, attend_after=attend_after)
     source, lengths = pad(SENTENCES, 0)
     found = model.generate(source, lengths, beam_size=3, n_best=2, coverage_penalty=0.1)
     assert found.scores.dtype == found.token_scores.dtype == torch.float32

@@ -86,9 +86,11 @@ def test_the_cheaper_form_is_taken() -> None:
 
 @each_isa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("op", "form"), [("gru_scan", "contexts"), *(("decoder_scan", form) for form in FORMS)])
+@pytest.mark.parametrize(
+    ("op", "form"), [("gru_scan", "contexts"), ("gru_scan", "step"), *(("decoder_scan", form) for form in FORMS)]
+)
 def test_error_is_at_most_twice_that_of_plain_pytorch(op: str, form: str, dtype: torch.dtype) -> None:
-    sizes = {**SIZES, **FORMS[form]}
+    sizes = {**SIZES, **({"T": 1} if form == "step" else FORMS[form])}
     for absent, flags in variants(BY_NAME[op], differentiable=True):
         errors: dict[str, list[Tensor]] = {}
         plain: dict[str, list[Tensor]] = {}
@@ -109,8 +111,9 @@ def test_error_is_at_most_twice_that_of_plain_pytorch(op: str, form: str, dtype:
 @each_isa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("reset_after", [True, False])
-def test_a_row_of_gru_scan_is_the_same_bits_in_any_batch(dtype: torch.dtype, reset_after: bool) -> None:
-    sizes = {**SIZES, "B": 80, "T": 4, "H": 70}
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_row_of_gru_scan_is_the_same_bits_in_any_batch(steps: int, dtype: torch.dtype, reset_after: bool) -> None:
+    sizes = {**SIZES, "B": 80, "T": steps, "H": 70}
     args = example(BY_NAME["gru_scan"], dtype, sizes=sizes, absent={"lengths"}, flags={"reset_after": reset_after})
     scan = overload_of("gru_scan", "cpu")
     whole = scan(*args.values())

@@ -15,6 +15,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hidden_size": 1000,
         "attention_size": 1000,
         "readout_size": 500,
+        "attend_after": False,
         "reset_after": False,
     },
     "small": {
@@ -23,6 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hidden_size": 512,
         "attention_size": 512,
         "readout_size": 512,
+        "attend_after": True,
         "reset_after": True,
     },
     "tiny": {
@@ -31,6 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hidden_size": 256,
         "attention_size": 256,
         "readout_size": 256,
+        "attend_after": True,
         "reset_after": True,
     },
     "pronunciation": {
@@ -39,6 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hidden_size": 256,
         "attention_size": 128,
         "readout_size": 128,
+        "attend_after": True,
         "reset_after": True,
     },
 }
@@ -55,6 +59,8 @@ class RNNSearchConfig:
         hidden_size: H, of the decoder.
         attention_size: A.
         readout_size: L, after the maxout.
+        attend_after: whether attention and readout follow from the state that has read the last token; False as the
+            paper, from the state before it.
         reset_after: the GRU's convention: True as ``nn.GRUCell``, False as the paper.
         embedding_dropout, memory_dropout, readout_dropout: in training, on both embeddings, the memory, the maxout.
         state_dropout: on the recurrent states of encoder and decoder, one mask for all steps of a sentence
@@ -69,6 +75,7 @@ class RNNSearchConfig:
     hidden_size: int = 1000
     attention_size: int = 1000
     readout_size: int = 500
+    attend_after: bool = False
     reset_after: bool = False
     embedding_dropout: float = 0.0
     memory_dropout: float = 0.0

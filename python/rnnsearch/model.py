@@ -14,7 +14,6 @@ from rnnsearch.config import RNNSearchConfig
 from rnnsearch.translation import Translation, TranslationModel, evaluating
 from rnnsearch.vocabulary import Vocabulary
 from rnnsearch_kernels import (
-    DecoderOutput,
     FusedBahdanauDecoder,
     PreparedMemory,
     check_backend,
@@ -24,6 +23,9 @@ from rnnsearch_kernels import (
 )
 
 __all__ = ["RNNSearch", "Translation", "evaluating"]
+
+# What a step hands on: s (N, H), or with attend_after (s, W_c c), (N, H) and (N, 3H).
+State = Tensor | tuple[Tensor, Tensor]
 
 
 class RNNSearch(TranslationModel):
@@ -35,7 +37,9 @@ class RNNSearch(TranslationModel):
         t_i  = max of adjacent pairs of t̃_i                               (L)
         p(y_i) ∝ exp(W_o t_i)
 
-    with c_i and s_i of :class:`rnnsearch_kernels.FusedBahdanauDecoder`.
+    with c_i and s_i of :class:`rnnsearch_kernels.FusedBahdanauDecoder`. There c_i follows from s_{i-1}, which has not
+    read y_{i-1}. With ``config.attend_after`` s_i moves on first, from y_{i-1} and c_{i-1} (c_0 = 0), and c_i follows
+    from s_i; so does t̃_i = U_o s_i + V_o E_y y_{i-1} + C_o c_i.
 
     Args:
         config: sizes and options.
@@ -75,6 +79,7 @@ class RNNSearch(TranslationModel):
             hidden,
             config.memory_size,
             config.attention_size,
+            attend_after=config.attend_after,
             reset_after=config.reset_after,
             backend=backend,
         )
@@ -142,25 +147,35 @@ class RNNSearch(TranslationModel):
             state_mask=self._state_mask(state),
             need_weights=True,
         )
-        old_states = torch.cat([state.unsqueeze(1).to(decoded.output.dtype), decoded.output[:, :-1]], dim=1)
-        return self.readout_dropout(self._readout(old_states, embedded, decoded.context)), decoded.attn_weights
+        states = decoded.output
+        if not self.config.attend_after:
+            states = torch.cat([state.unsqueeze(1).to(states.dtype), states[:, :-1]], dim=1)
+        return self.readout_dropout(self._readout(states, embedded, decoded.context)), decoded.attn_weights
 
     @torch.no_grad()
-    def encode(self, source: Tensor, source_lengths: Tensor | None = None) -> tuple[PreparedMemory, Tensor]:
-        """What :meth:`step` reads and the decoder's first state (B, H) of sources (B, S), padded or not."""
+    def encode(self, source: Tensor, source_lengths: Tensor | None = None) -> tuple[PreparedMemory, State]:
+        """What :meth:`step` reads and the first state of sources (B, S), padded or not.
+
+        The state is s_0 (B, H); with ``attend_after`` also W_c c_0 (B, 3H), the context's part of the next gates.
+        """
         memory, state = self._memory(source, source_lengths)
-        return self.prepare(memory, source_lengths), state
+        prepared = self.prepare(memory, source_lengths)
+        if self.config.attend_after:
+            return prepared, (state, state.new_zeros(state.shape[0], 3 * self.config.hidden_size))
+        return prepared, state
 
     @torch.no_grad()
     def prepare(self, memory: Tensor, memory_lengths: Tensor | None = None) -> PreparedMemory:
-        """Annotations (B, S, M) made ready for :meth:`step`. Where the decoder prepares memory_gates, what the readout
-        makes of each position is prepared, too, C_o h_j (B, S, 2L): C_o Σ α_j h_j = Σ α_j C_o h_j.
+        """Annotations (B, S, M) made ready for :meth:`step`. Where S ≤ M / 2, what gates and readout make of each
+        position is prepared, too, W_c h_j (B, S, 3H) and C_o h_j (B, S, 2L): C_o Σ α_j h_j = Σ α_j C_o h_j.
         """
         prepared = self.decoder.prepare_memory(memory, memory_lengths=memory_lengths)
-        if prepared.memory_gates is None:
+        if not self._prepares_values(memory.shape[1]):
             return prepared
-        *_, of_context = self._readout_weights()
-        values = linear(prepared.memory, of_context, backend=self.backend)
+        *_, weight = self._readout_weights()
+        if self.config.attend_after:
+            weight = torch.cat([self._context_weight(), weight])
+        values = linear(prepared.memory, weight, backend=self.backend)
         return prepared._replace(values=values.to(prepared.memory.dtype))
 
     @torch.no_grad()
@@ -179,14 +194,14 @@ class RNNSearch(TranslationModel):
     def step(
         self,
         tokens: Tensor,
-        state: Tensor,
+        state: State,
         memory: PreparedMemory,
         memory_index: Tensor,
         *,
         token_table: Tensor | None = None,
-    ) -> tuple[TopK, Tensor, Tensor | None]:
+    ) -> tuple[TopK, State, Tensor | None]:
         """One step of N hypotheses, for :func:`beam_search`; the (N, V) logits never leave the last op."""
-        readout, decoded = self._advance(tokens, state, memory, memory_index, token_table)
+        readout, new_state, attn_weights = self._advance(tokens, state, memory, memory_index, token_table)
 
         @torch.no_grad()
         def topk(k: int, banned_ids: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -199,25 +214,28 @@ class RNNSearch(TranslationModel):
                 backend=self.backend,
             )
 
-        return topk, decoded.state, decoded.attn_weights
+        return topk, new_state, attn_weights
 
     @torch.no_grad()
     def log_probs(
         self,
         tokens: Tensor,
-        state: Tensor,
+        state: State,
         memory: PreparedMemory,
         memory_index: Tensor,
         *,
         token_table: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, State, Tensor]:
         """A step of N hypotheses with the log-probabilities (N, V) of every token."""
-        readout, decoded = self._advance(tokens, state, memory, memory_index, token_table)
-        assert decoded.attn_weights is not None
-        return self._linear(self.output, readout).log_softmax(dim=-1), decoded.state, decoded.attn_weights
+        readout, new_state, attn_weights = self._advance(tokens, state, memory, memory_index, token_table)
+        return self._linear(self.output, readout).log_softmax(dim=-1), new_state, attn_weights
+
+    def _prepares_values(self, length: int) -> bool:
+        """Whether :meth:`prepare` makes values of sources of this length."""
+        return 2 * length <= self.config.memory_size
 
     def _together(self, length: int, other: int) -> bool:
-        return self.decoder.prepares_gates(length) == self.decoder.prepares_gates(other)
+        return self._prepares_values(length) == self._prepares_values(other)
 
     def _graph_key(self, token_table: Tensor | None) -> Hashable | None:
         """All that the work of :meth:`step` depends on beside its arguments; None where a subclass has its own."""
@@ -265,27 +283,42 @@ class RNNSearch(TranslationModel):
     def _advance(
         self,
         tokens: Tensor,
-        state: Tensor,
+        state: State,
         memory: PreparedMemory,
         memory_index: Tensor,
         token_table: Tensor | None,
-    ) -> tuple[Tensor, DecoderOutput]:
-        """t_i (N, L), and the decoder's step."""
+    ) -> tuple[Tensor, State, Tensor]:
+        """t_i (N, L), what goes on to the next step, and the attention weights (N, S)."""
         of_state, of_token, of_context = self._readout_weights()
         if token_table is None:
             embedded = self.target_embedding(tokens)
-            decoded = self.decoder.step(embedded, state, memory, memory_index=memory_index)
+            gates = self.decoder.input_gates(embedded)
             wide = linear(embedded, of_token, backend=self.backend)
         else:
             sizes = [3 * self.config.hidden_size, 2 * self.config.readout_size]
             gates, wide = token_table.index_select(0, tokens).split(sizes, dim=1)
-            decoded = self.decoder.step(None, state, memory, input_gates=gates, memory_index=memory_index)
-        wide += linear(state, of_state, self.readout.bias, backend=self.backend)
-        if memory.values is None:
-            wide += linear(decoded.context, of_context, backend=self.backend)
+        if isinstance(state, tuple):
+            old_state, context_gates = state
+            gates = gates + context_gates
         else:
-            wide += decoded.context
-        return _maxout(wide), decoded
+            old_state = state
+        decoded = self.decoder.step(None, old_state, memory, input_gates=gates, memory_index=memory_index)
+        assert decoded.attn_weights is not None
+        context, new_state = decoded.context, decoded.state
+        if isinstance(state, tuple):
+            if memory.values is None:
+                context_gates = linear(context, self._context_weight(), backend=self.backend)
+            else:
+                context_gates, context = context.split([3 * self.config.hidden_size, 2 * self.config.readout_size], 1)
+            read, state = new_state, (new_state, context_gates)
+        else:
+            read, state = old_state, new_state
+        wide += linear(read, of_state, self.readout.bias, backend=self.backend)
+        if memory.values is None:
+            wide += linear(context, of_context, backend=self.backend)
+        else:
+            wide += context
+        return _maxout(wide), state, decoded.attn_weights
 
     def _memory(self, source: Tensor, source_lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """The annotations (B, S, M) and s_0 (B, H)."""
@@ -317,9 +350,13 @@ class RNNSearch(TranslationModel):
             return None
         return nn.functional.dropout(torch.ones_like(state, requires_grad=False), self.config.state_dropout)
 
-    def _readout(self, old_state: Tensor, embedded: Tensor, context: Tensor) -> Tensor:
-        """t_i, the maxout of what was known before the state moved on."""
-        return _maxout(self._linear(self.readout, torch.cat([old_state, embedded, context], dim=-1)))
+    def _readout(self, state: Tensor, embedded: Tensor, context: Tensor) -> Tensor:
+        """t_i. In the paper's order the state is that from before it moved on."""
+        return _maxout(self._linear(self.readout, torch.cat([state, embedded, context], dim=-1)))
+
+    def _context_weight(self) -> Tensor:
+        """W_c (3H, M), the context's part of the gates."""
+        return self.decoder.cell.weight_ih[:, self.config.embedding_size :]
 
     def _readout_weights(self) -> tuple[Tensor, Tensor, Tensor]:
         """U_o (2L, H), V_o (2L, E) and C_o (2L, M): parts of one matrix."""

@@ -113,6 +113,8 @@ class ModelOptions:
         hidden_size: of the decoder.
         attention_size: of the attention's hidden layer.
         readout_size: after the maxout.
+        attend_after: whether attention and readout follow from the state that has read the last token, or, as in the
+            paper, from the state before it.
         reset_after: the GRU's convention, true as torch's, false as the paper's.
         embedding_dropout: on the embeddings of both sides.
         memory_dropout: on what the encoder hands to the decoder.
@@ -126,6 +128,7 @@ class ModelOptions:
     hidden_size: int = 256
     attention_size: int = 256
     readout_size: int = 256
+    attend_after: bool = True
     reset_after: bool = True
     embedding_dropout: float = 0.0
     memory_dropout: float = 0.0
