@@ -489,12 +489,13 @@ class FusedBahdanauDecoder(nn.Module):
         first = None
         if self.attend_after:
             # The first update needs no attention. From its state on the scan attends, then updates, with the next
-            # step's input; the last update is thrown away.
+            # step's input; the last update, whatever its input, is thrown away. No slice here is empty where T is 1,
+            # of which an exported graph would make a case of its own.
             first_gates = self._with_context(gates[:, 0], context, weights).unsqueeze(1)
             first_lengths = None if input_lengths is None else input_lengths.clamp(max=1)
             first = self._gru(first_gates, state, weights, state_mask, first_lengths)
             state = last_state(first, state, first_lengths)
-            gates = nn.functional.pad(gates[:, 1:], (0, 0, 0, 1))
+            gates = gates.roll(-1, dims=1)
         keys = self.key_proj(memory)
         states, contexts, attn_weights = decoder_scan(
             gates,
@@ -514,7 +515,7 @@ class FusedBahdanauDecoder(nn.Module):
             backend=self.backend,
         )
         if first is not None:
-            states = torch.cat([first, states[:, :-1]], dim=1)
+            states = torch.cat([first, states], dim=1)[:, :-1]
             if past is not None:
                 states = states.masked_fill(past[..., None], 0)
         return DecoderOutput(

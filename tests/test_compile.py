@@ -63,14 +63,20 @@ def test_dynamic_shapes_compile_once(op, backend, device, counted):
     assert counter.frame_count == 1
 
 
-def module_case(score_bias: bool = True) -> tuple[rk.FusedBahdanauDecoder, tuple[torch.Tensor, ...], torch.Tensor]:
-    decoder = rk.FusedBahdanauDecoder(6, 5, 7, 4, query_bias=True, score_bias=score_bias)
+ORDERS = pytest.mark.parametrize("attend_after", [False, True], ids=["attends_first", "attends_after"])
+
+
+def module_case(
+    score_bias: bool = True, attend_after: bool = False
+) -> tuple[rk.FusedBahdanauDecoder, tuple[torch.Tensor, ...], torch.Tensor]:
+    decoder = rk.FusedBahdanauDecoder(6, 5, 7, 4, query_bias=True, score_bias=score_bias, attend_after=attend_after)
     return decoder, (torch.randn(3, 4, 6), torch.randn(3, 8, 7)), torch.tensor([8, 3, 0])
 
 
-def test_the_module_compiles_in_one_graph_forward_and_backward():
+@ORDERS
+def test_the_module_compiles_in_one_graph_forward_and_backward(attend_after):
     torch._dynamo.reset()
-    decoder, (input, memory), lengths = module_case()
+    decoder, (input, memory), lengths = module_case(attend_after=attend_after)
     input_lengths = torch.tensor([4, 0, 2])
     compiled = torch.compile(decoder, fullgraph=True, backend="aot_eager")
     found = []
@@ -98,9 +104,10 @@ def test_inductor_compiles_an_op_among_others_forward_and_backward():
         torch.testing.assert_close(one, other, **tolerances.SAME_FLOAT32)
 
 
-def test_a_compiled_step_equals_the_eager_one_under_inference_mode():
+@ORDERS
+def test_a_compiled_step_equals_the_eager_one_under_inference_mode(attend_after):
     torch._dynamo.reset()
-    decoder, (input, memory), lengths = module_case(score_bias=False)
+    decoder, (input, memory), lengths = module_case(score_bias=False, attend_after=attend_after)
     with torch.inference_mode():
         prepared = decoder.prepare_memory(memory, memory_lengths=lengths)
         index = torch.tensor([0, 0, 1])
@@ -110,9 +117,10 @@ def test_a_compiled_step_equals_the_eager_one_under_inference_mode():
         torch.testing.assert_close(mine, theirs, **tolerances.SAME_FLOAT32)
 
 
-def test_compile_under_autocast_equals_eager():
+@ORDERS
+def test_compile_under_autocast_equals_eager(attend_after):
     torch._dynamo.reset()
-    decoder, (input, memory), lengths = module_case()
+    decoder, (input, memory), lengths = module_case(attend_after=attend_after)
     compiled = torch.compile(decoder, fullgraph=True, backend="aot_eager")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mine, theirs = (module(input, memory, memory_lengths=lengths) for module in (compiled, decoder))

@@ -11,6 +11,7 @@ from torch.export import Dim
 import rnnsearch_kernels as rk
 
 B, S, T = Dim("B", min=1), Dim("S", min=1), Dim("T", min=1)
+ORDERS = pytest.mark.parametrize("attend_after", [False, True], ids=["attends_first", "attends_after"])
 
 
 def decoder(**options) -> rk.FusedBahdanauDecoder:
@@ -20,9 +21,9 @@ def decoder(**options) -> rk.FusedBahdanauDecoder:
 class Scan(nn.Module):
     """The decoder with its optional arguments given, as an exporter wants them: by position."""
 
-    def __init__(self) -> None:
+    def __init__(self, attend_after: bool = False) -> None:
         super().__init__()
-        self.decoder = decoder(score_bias=True)
+        self.decoder = decoder(score_bias=True, attend_after=attend_after)
 
     def forward(self, input, memory, memory_lengths, input_lengths):
         return tuple(
@@ -33,18 +34,22 @@ class Scan(nn.Module):
 class Step(nn.Module):
     """One step of a beam, its memory prepared in the graph."""
 
-    def __init__(self, backend: str = "auto") -> None:
+    def __init__(self, attend_after: bool = False) -> None:
         super().__init__()
-        self.decoder = decoder(backend=backend)
+        self.decoder = decoder(attend_after=attend_after)
 
-    def forward(self, input, state, memory, key_padding_mask, memory_index):
+    def forward(self, input, state, memory, key_padding_mask, memory_index, context):
         prepared = self.decoder.prepare_memory(memory, key_padding_mask=key_padding_mask)
-        return tuple(self.decoder.step(input, state, prepared, memory_index=memory_index))
+        last = {"context": context} if self.decoder.attend_after else {}
+        return tuple(self.decoder.step(input, state, prepared, memory_index=memory_index, **last))
 
 
 def scan_inputs(batch: int, source: int, target: int) -> tuple[torch.Tensor, ...]:
     lengths = torch.randint(0, source + 1, (batch,)), torch.randint(0, target + 1, (batch,))
     return torch.randn(batch, target, 6), torch.randn(batch, source, 7), *lengths
+
+
+NAMES = ("input", "state", "memory", "key_padding_mask", "memory_index", "context")
 
 
 def step_inputs(batch: int, source: int, rows: int) -> tuple[torch.Tensor, ...]:
@@ -55,6 +60,7 @@ def step_inputs(batch: int, source: int, rows: int) -> tuple[torch.Tensor, ...]:
         torch.randn(batch, source, 7),
         mask,
         torch.randint(0, batch, (rows,)),
+        torch.randn(rows, 7),
     )
 
 
@@ -63,8 +69,9 @@ def through_file(exported: torch.export.ExportedProgram, path) -> nn.Module:
     return torch.export.load(path).module()
 
 
-def test_the_scan_exports_with_dynamic_sizes_through_a_file(tmp_path):
-    module = Scan()
+@ORDERS
+def test_the_scan_exports_with_dynamic_sizes_through_a_file(tmp_path, attend_after):
+    module = Scan(attend_after)
     shapes = ({0: B, 1: T}, {0: B, 1: S}, {0: B}, {0: B})
     exported = torch.export.export(module, scan_inputs(4, 6, 3), dynamic_shapes=shapes)
     loaded = through_file(exported, tmp_path / "scan.pt2")
@@ -74,9 +81,10 @@ def test_the_scan_exports_with_dynamic_sizes_through_a_file(tmp_path):
             torch.testing.assert_close(one, other)
 
 
-def test_the_step_exports_with_dynamic_sizes_through_a_file(tmp_path):
-    module, rows = Step(), Dim("N", min=1)
-    shapes = ({0: rows}, {0: rows}, {0: B, 1: S}, {0: B, 1: S}, {0: rows})
+@ORDERS
+def test_the_step_exports_with_dynamic_sizes_through_a_file(tmp_path, attend_after):
+    module, rows = Step(attend_after), Dim("N", min=1)
+    shapes = ({0: rows}, {0: rows}, {0: B, 1: S}, {0: B, 1: S}, {0: rows}, {0: rows})
     with torch.no_grad():
         exported = torch.export.export(module, step_inputs(3, 6, 5), dynamic_shapes=shapes)
         loaded = through_file(exported, tmp_path / "step.pt2")
@@ -90,8 +98,9 @@ def operators(exported: torch.export.ExportedProgram) -> set[str]:
     return {node.target.namespace for node in exported.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
 
 
-def test_step_and_scan_decompose_to_plain_aten():
-    cases = [(Step(), step_inputs(3, 6, 5)), (Scan(), scan_inputs(4, 6, 3))]
+@ORDERS
+def test_step_and_scan_decompose_to_plain_aten(attend_after):
+    cases = [(Step(attend_after), step_inputs(3, 6, 5)), (Scan(attend_after), scan_inputs(4, 6, 3))]
     with torch.no_grad():
         for module, inputs in cases:
             exported = torch.export.export(module, inputs)
@@ -109,12 +118,13 @@ def test_decompositions_name_every_op_of_every_backend():
     }
 
 
-def test_the_step_runs_in_onnxruntime(tmp_path):
+@ORDERS
+def test_the_step_runs_in_onnxruntime(tmp_path, attend_after):
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (the `test` extra has it)")
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package, reason=f"{package} is not installed (the `test` extra has it)")
-    module, rows = Step(), Dim("N", min=1)
-    shapes = ({0: rows}, {0: rows}, {0: B, 1: S}, {0: B, 1: S}, {0: rows})
+    module, rows = Step(attend_after), Dim("N", min=1)
+    shapes = ({0: rows}, {0: rows}, {0: B, 1: S}, {0: B, 1: S}, {0: rows}, {0: rows})
     with torch.no_grad():
         exported = torch.export.export(module, step_inputs(3, 6, 5), dynamic_shapes=shapes)
         exported = exported.run_decompositions(rk.decompositions())
@@ -122,7 +132,7 @@ def test_the_step_runs_in_onnxruntime(tmp_path):
         session = onnxruntime.InferenceSession(tmp_path / "step.onnx", providers=["CPUExecutionProvider"])
         for sizes in ((3, 6, 5), (2, 9, 4)):
             inputs = step_inputs(*sizes)
-            names = [input.name for input in session.get_inputs()]
-            found = session.run(None, {n: value.numpy() for n, value in zip(names, inputs, strict=True)})
+            given = dict(zip(NAMES, inputs, strict=True))
+            found = session.run(None, {entry.name: given[entry.name].numpy() for entry in session.get_inputs()})
             for one, other in zip(found, module(*inputs), strict=True):
                 torch.testing.assert_close(torch.from_numpy(one), other, **tolerances.OTHER_RUNTIME)
