@@ -155,7 +155,10 @@ def candidates(
 ) -> list[configs.Config]:
     """The row in use, then every combination of what is tried, or ``most`` of them, drawn alike every time."""
     in_use = configs.chosen(tunable.rows, family, itemsize, largest)
-    combinations = [dict(zip(tunable.tried, values, strict=True)) for values in product(*tunable.tried.values())]
+    tried = dict(tunable.tried)
+    if "TANH" in tried and not family.startswith("sm_"):  # an instruction that AMD's compiler ends the process over
+        tried["TANH"] = tuple(form for form in tried["TANH"] if form != configs.APPROXIMATE)
+    combinations = [dict(zip(tried, values, strict=True)) for values in product(*tried.values())]
     others = [config for config in combinations if config != in_use]
     return [in_use, *(others if most is None else random.Random(0).sample(others, min(most, len(others))))]
 

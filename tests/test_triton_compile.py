@@ -1,4 +1,5 @@
-"""What every Triton kernel costs on sm_80, sm_90 and sm_100: compiled without a GPU, held to budgets, no spills.
+"""What every Triton kernel costs on sm_80, sm_90 and sm_100: compiled without a GPU, held to budgets, no spills; and
+that it compiles for AMD's gfx942.
 
 A row of ``KERNELS`` names a kernel, its constants and its budgets; a new kernel gets its row here. The paper's sizes
 are compiled for every family in both storage types; a smaller workload, where that makes another kernel of it, for one
@@ -25,7 +26,7 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from rnnsearch_kernels.triton import configs  # noqa: E402
+from rnnsearch_kernels.triton import configs, launch  # noqa: E402
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 from workloads import WORKLOADS, Workload  # noqa: E402
@@ -293,9 +294,12 @@ KERNELS: tuple[Kernel, ...] = (
 )
 
 
-def compile_for(kernel: Kernel, workload: Workload, dtype: str, arch: int) -> Any:
+def compile_for(kernel: Kernel, workload: Workload, dtype: str, arch: int, amd: str | None = None) -> Any:
+    """As a launch compiles it on ``arch``; with ``amd`` on that GPU instead, in the arithmetic that is chosen there."""
     function = getattr(importlib.import_module(f"rnnsearch_kernels.triton.{kernel.module}"), kernel.name)
     row = kernel.row(workload, dtype, arch)
+    if amd is not None and "PRECISION" in row:
+        row["PRECISION"] = launch.precision()
     constants = {
         name: getattr(triton.language, dtype) if value == "storage" else value
         for name, value in row.items()
@@ -312,11 +316,12 @@ def compile_for(kernel: Kernel, workload: Workload, dtype: str, arch: int) -> An
             signature[name] = f"*{TRITON_TYPES[dtype] if name in kernel.storage else 'fp32'}"
         else:
             signature[name] = "i32"
-        if name.endswith("_ptr") and name not in constants:
+        if name.endswith("_ptr") and name not in constants and not parameter.do_not_specialize_on_alignment:
             attrs[(position,)] = [["tt.divisibility", 16]]  # as a launch finds what torch allocates
     source = ASTSource(function, signature, constants, attrs)
     options = {name: row[name] for name in OPTIONS if name in row}
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    target = GPUTarget("cuda", arch, 32) if amd is None else GPUTarget("hip", amd, 64)
+    return triton.compile(source, target=target, options=options)
 
 
 def resources(cubin: bytes, folder: Path) -> dict[str, int]:
@@ -341,6 +346,36 @@ def test_a_kernel_compiles_within_its_budgets_and_spills_nothing(kernel, workloa
     assert used["STACK"] == 0 and used["LOCAL"] == 0, f"it spills: {used}"
     assert used["REG"] <= kernel.registers, used
     assert compiled.metadata.shared <= kernel.shared, compiled.metadata.shared
+
+
+def copied(compiled: Any) -> set[int]:
+    """The bytes of every copy from global to shared memory that is on its way while the program goes on."""
+    found = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (\w+)", compiled.asm["ptx"])
+    return {int(size, 0) for size in found}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", sorted({kernel.name for kernel in KERNELS if "COMPUTE" in kernel.constants}))
+def test_what_is_multiplied_is_copied_ahead_in_pieces_of_16_bytes(name, dtype):
+    """At sizes whose rows are multiples of them. Anything narrower than 4 would be read when it is needed."""
+    workload = WORKLOADS["small"]
+    kernel = next(kernel for kernel in KERNELS if kernel.name == name)
+    assert not any(size % 8 for size in kernel.sizes(workload).values())
+    compiled = compile_for(kernel, workload, dtype, 90)
+    assert copied(compiled) == {16}
+    # Of a bias there are a few for each program, and no tile.
+    assert len(re.findall(r"ld\.global[.\w]*\.b16\b", compiled.asm["ptx"])) <= 4
+
+
+@pytest.mark.parametrize("name", sorted({kernel.name for kernel in KERNELS}))
+def test_a_kernel_compiles_for_amd_and_spills_nothing(name, monkeypatch):
+    monkeypatch.setattr("torch.version.hip", "6.4", raising=False)
+    kernel = next(kernel for kernel in KERNELS if kernel.name == name)
+    # Products in float32, of which one kind or another is not there on every GPU.
+    dtype = "float32" if "COMPUTE" in kernel.constants else kernel.dtypes()[-1]
+    code = compile_for(kernel, PAPER, dtype, 90, amd="gfx942").asm["amdgcn"]
+    spilt = dict(re.findall(r"\.(\w+_spill_count):\s+(\d+)", code))
+    assert set(spilt.values()) == {"0"}, spilt
 
 
 def sums(compiled: Any) -> set[tuple[str, str]]:

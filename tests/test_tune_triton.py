@@ -55,6 +55,12 @@ def test_every_table_is_tried_once_from_the_row_in_use_on(tuner):
                 assert all(set(config) == set(tried[0]) for config in tried)
 
 
+def test_what_an_amd_gpu_has_no_instruction_for_is_not_tried_there(tuner):
+    (attend,) = (each for each in tuner.TUNABLES if each.table == "ATTEND")
+    for family, forms in (("sm_90", {0, 1, 2}), ("gfx942", {configs.EXACT, configs.SHARED})):
+        assert {config["TANH"] for config in tuner.candidates(attend, family, 2, configs.LARGEST)} == forms
+
+
 def test_a_few_candidates_are_the_row_in_use_and_others_drawn_alike_every_time(tuner):
     for tunable in tuner.TUNABLES:
         everything = tuner.candidates(tunable, "sm_0", 2, configs.LARGEST)

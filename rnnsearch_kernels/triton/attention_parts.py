@@ -31,6 +31,9 @@ VARIABLE = (
     "grad_state_stride",
     "old_state_stride",
 )
+# What may be a step's part of a tensor of all steps, and so is aligned as its step has it. ``step_but`` leaves out what
+# a kernel multiplies: rows that are not known to be aligned are read number by number, and wait in no pipeline. Where
+# its width is a multiple of 16 bytes, every step is aligned, so that there is one binary for all of them, too.
 OF_A_STEP = (
     "padding_ptr",
     "within_ptr",
@@ -46,6 +49,10 @@ OF_A_STEP = (
     "grad_state_ptr",
     "old_state_ptr",
 )
+
+
+def step_but(operand: str) -> tuple[str, ...]:
+    return tuple(name for name in OF_A_STEP if name != operand)
 
 
 @triton.jit

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention_parts import OF_A_STEP, VARIABLE
+from .attention_parts import OF_A_STEP, VARIABLE, step_but
 from .configs import DECODER
 from .decoder_gates import advance, finish
 from .launch import blocks, compute_type, config_of, ends_contiguous, precision
@@ -36,7 +36,7 @@ def tile_of(rows, within_ptr, H: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: t
     return row, row_exists, unit, unit_exists, exists, mask
 
 
-@triton.jit(do_not_specialize=("rows", *VARIABLE), do_not_specialize_on_alignment=OF_A_STEP)
+@triton.jit(do_not_specialize=("rows", *VARIABLE), do_not_specialize_on_alignment=step_but("context_ptr"))
 def context_gates_kernel(
     context_ptr,  # (N, M)
     context_weight_ptr,  # (3H, M)

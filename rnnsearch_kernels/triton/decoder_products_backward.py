@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention_parts import OF_A_STEP, VARIABLE
+from .attention_parts import OF_A_STEP, VARIABLE, step_but
 from .configs import DECODER_BACKWARD
 from .decoder_gates import masked
 from .decoder_products import grid_of, tile_of
@@ -56,7 +56,7 @@ def add_product(
     return product
 
 
-@triton.jit(do_not_specialize=("rows", *VARIABLE), do_not_specialize_on_alignment=OF_A_STEP)
+@triton.jit(do_not_specialize=("rows", *VARIABLE), do_not_specialize_on_alignment=step_but("grad_query_ptr"))
 def state_backward_kernel(
     grad_query_ptr,  # (B, A) of the step after this one, in the products' dtype; None at the last step
     grad_hidden_ptr,  # (B, 3H) of the step after this one, in the products' dtype: of u; None at the last step
