@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["KEPT", "GraphCache", "Limits", "bucket", "limits", "surroundings", "usable"]
+__all__ = ["KEPT", "GraphCache", "Limits", "bucket", "limits", "surroundings", "turned_on"]
 
 COUNT = 32
 SHARE = 10  # of a device's memory
@@ -59,12 +59,9 @@ def _number(variable: str) -> int | None:
     return int(given)
 
 
-def usable(device: torch.device) -> bool:
-    """Whether work on ``device`` may be captured or replayed now; inside somebody else's capture it is launched
-    plainly."""
-    if device.type != "cuda" or os.environ.get("RNNSEARCH_CUDA_GRAPHS") == "0":
-        return False
-    return not torch.cuda.is_current_stream_capturing()
+def turned_on(device: torch.device) -> bool:
+    """Whether graphs are made of work on ``device``."""
+    return device.type == "cuda" and os.environ.get("RNNSEARCH_CUDA_GRAPHS") != "0"
 
 
 def surroundings(device: torch.device) -> Hashable:
@@ -90,9 +87,18 @@ class GraphCache:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def turned_on(self, device: torch.device) -> bool:
+        """:func:`turned_on`, and memory has sufficed so far."""
+        return not self.given_up and turned_on(device)
+
+    @staticmethod
+    def capturing() -> bool:
+        """Whether somebody else's capture is on its way, inside of which nothing is captured or replayed."""
+        return torch.cuda.is_current_stream_capturing()
+
     def usable(self, device: torch.device) -> bool:
-        """:func:`usable`, and memory has sufficed so far."""
-        return not self.given_up and usable(device)
+        """Whether work on ``device`` may be captured or replayed now."""
+        return self.turned_on(device) and not self.capturing()
 
     def get(self, key: Hashable) -> Any:
         """The graph of ``key``, or None."""

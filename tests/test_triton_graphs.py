@@ -26,9 +26,10 @@ class Recorder:
 
     def __init__(self, count: int = 10, nbytes: int = EVERYTHING, each: int = 0) -> None:
         self.events: list[str] = []
-        self.on, self.stream, self.each, self.memory_left = True, 0, each, 10**6
+        self.on, self.capturing, self.stream, self.each, self.memory_left = True, False, 0, each, 10**6
         self.kept = GraphCache(lambda device: Limits(count, nbytes))
-        self.kept.usable = lambda device: self.on and not self.kept.given_up
+        self.kept.turned_on = lambda device: self.on and not self.kept.given_up
+        self.kept.capturing = lambda: self.capturing
         self.loops = house.Loops(self.kept, self.capture, lambda device: self.stream)
 
     def capture(self, function, own):
@@ -254,9 +255,9 @@ def test_it_can_be_turned_off(monkeypatch):
     cuda = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.delenv("RNNSEARCH_CUDA_GRAPHS", raising=False)
-    assert graphs.usable(cuda) and not graphs.usable(torch.device("cpu"))
+    assert graphs.KEPT.usable(cuda) and not graphs.KEPT.usable(torch.device("cpu"))
     monkeypatch.setenv("RNNSEARCH_CUDA_GRAPHS", "0")
-    assert not graphs.usable(cuda)
+    assert not graphs.KEPT.usable(cuda)
 
 
 @pytest.mark.parametrize("chosen", ["tf32", "ieee"])
@@ -337,8 +338,30 @@ def test_torch_compile_leaves_the_loops_out_of_its_own_graphs():
         assert (torch.Tag.cudagraph_unsafe in overload_of(op, "triton").tags) == (op in triton.LOOPS), op
 
 
+def test_inside_somebody_elses_capture_a_loop_runs_as_it_ran_before(monkeypatch):
+    """On arguments of the same sizes and layout: other ones may want kernels that a capture cannot load."""
+    recorder, seen = Recorder(), []
+
+    def loop(*args):
+        seen.append([(value.shape, value.stride()) for value in args if isinstance(value, torch.Tensor)])
+        return reference.gru_scan(*args)
+
+    args = example(GRU, sizes={**SIZES, "T": 17}, absent={"lengths"})
+    args["hidden_weight"] = args["hidden_weight"].t().contiguous().t()
+    recorder.run("gru_scan", args, loop)
+    recorder.capturing = True
+    for _ in range(2):
+        results = recorder.run("gru_scan", args, loop)
+    assert seen == 3 * seen[:1] and recorder.kinds() == [[], [], []]
+    for mine, theirs in zip(results, reference.gru_scan(*args.values()), strict=True):
+        torch.testing.assert_close(mine, theirs, **tolerances.SAME_FLOAT32)
+    recorder.on = False
+    recorder.run("gru_scan", args, loop)
+    assert seen[-1][0] == (args["input_gates"].shape, args["input_gates"].stride())
+
+
 @pytest.mark.parametrize("capturing", [True, False])
 def test_inside_somebody_elses_capture_the_launches_are_plain(monkeypatch, capturing):
     monkeypatch.delenv("RNNSEARCH_CUDA_GRAPHS", raising=False)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    assert graphs.usable(torch.device("cuda")) != capturing
+    assert graphs.KEPT.usable(torch.device("cuda")) != capturing

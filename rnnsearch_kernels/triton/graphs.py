@@ -8,7 +8,8 @@ other sizes are the model's, and stay as they are.
 A loop whose bucket is seen for the second time is captured, and from then on its arguments are copied into the graph's
 own and the graph is replayed; the first time runs plainly, on arguments padded alike (a library's product of other
 sizes may round otherwise), which also compiles the kernels. A bucket that never comes back is never captured. Capturing
-synchronises the device once; replaying never does.
+synchronises the device once; replaying never does. Inside somebody else's capture it runs as it did the first time:
+there every kernel must have been loaded before.
 
 torch.compile leaves the loops out of graphs of its own (``Backend.captures``): its warm-up takes all memory from a pool
 that it uses again, ours with it.
@@ -173,10 +174,12 @@ class Loops:
     def run(self, name: str, function: Loop, args: Sequence[Any]) -> Results:
         """``function(*args)``; ``name`` is the op's."""
         device = next(arg.device for arg in args if isinstance(arg, Tensor))
-        if not self.kept.usable(device):
+        if not self.kept.turned_on(device):
             return function(*args)
         # A graph's buffers outlive the call: made in inference mode they could not be written outside of it.
         with self.kept.lock, torch.inference_mode(False), torch.no_grad():
+            if self.kept.capturing():
+                return Call(BY_NAME[name], args).plainly(function)
             try:
                 return self._run(name, function, Call(BY_NAME[name], args), device)
             except torch.OutOfMemoryError:
