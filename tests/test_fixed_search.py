@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import sys
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -244,6 +245,27 @@ def test_the_bans_of_a_buffer_are_those_of_its_tokens(ngram_size: int, count: in
     for row in range(5):
         kept = set() if wanted is None else set(wanted[row].tolist())
         assert set(found[row].tolist()) - {-1} == kept - {-1}
+
+
+@pytest.mark.parametrize("engine", ["shrinking", "fixed"])
+def test_every_step_runs_with_the_states_own_device_current(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A capture is one of the current device: with another than the state's it would be empty."""
+    toy, inside = Toy([3, 2], vocabulary_size=5, seed=0), []
+
+    @contextmanager
+    def device_of(tensor: Tensor):
+        inside.append(tensor)
+        yield
+        inside.pop()
+
+    def step(*arguments: Any) -> Any:
+        assert inside[0] is state
+        return toy.step(*arguments)
+
+    state = toy.state()
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    beam_search(step, state, toy.memory, bos_id=BOS, eos_id=EOS, engine=engine)
+    assert toy.rows and not inside
 
 
 def test_a_nan_is_found_whatever_the_engine() -> None:

@@ -141,12 +141,13 @@ def beam_search(
         limits=limits,
         padding=padding,
     )
-    engine = _engine(engine, device)
-    if engine == "shrinking":
-        return shrinking_search(search, state)
-    if engine == "graph" and graph_key is not None:
-        return kept_search(search, state, graph_key)
-    return fixed_search(search, state, graph=engine == "graph")
+    with torch.cuda.device_of(first):  # of which a capture is
+        engine = _engine(engine, device)
+        if engine == "shrinking":
+            return shrinking_search(search, state)
+        if engine == "graph" and graph_key is not None:
+            return kept_search(search, state, graph_key)
+        return fixed_search(search, state, graph=engine == "graph")
 
 
 def _engine(engine: str, device: torch.device) -> str:
