@@ -3,7 +3,8 @@
 from . import graphs
 from .backends import Backend, check_backend, decompositions, list_backends, register_backend
 from .functional import additive_attention, decoder_scan, decoder_step, gru_scan, linear, vocabulary_topk
-from .modules import DecoderOutput, FusedBahdanauDecoder, PreparedMemory
+from .modules import FusedBahdanauDecoder
+from .values import DecoderOutput, PreparedMemory
 
 __version__ = "0.1.0"
 

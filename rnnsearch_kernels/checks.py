@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .reference.dtypes import accumulate_dtype
-from .schema import ACCUMULATE, EITHER, FLOAT, INDEX, MASK, STORAGE, Arg, Flag, Op
+from .schema import ACCUMULATE, CONTEXT_GATES, FLOAT, INDEX, MASK, STORAGE, Arg, Flag, Op
 
 STORAGE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -33,8 +33,8 @@ class Plan:
         ]
         self.flags = [(position, arg) for position, arg in enumerate(op.args) if isinstance(arg, Flag)]
         self.storage = next(position for position, arg, _ in self.tensors if arg.role == STORAGE)
-        either = [position for position, arg, _ in self.tensors if arg.name in EITHER and arg.optional]
-        self.either = either if len(either) == len(EITHER) else []
+        sources = [position for position, arg, _ in self.tensors if arg.name in CONTEXT_GATES and arg.optional]
+        self.context_gates = sources if len(sources) == len(CONTEXT_GATES) else []
         index = [position for position, arg, _ in self.tensors if arg.name == "memory_index"]
         self.memory_index = index[0] if index else None
 
@@ -80,7 +80,7 @@ class Plan:
                     sizes[letter] = size // multiple
                 elif size != known * multiple:
                     raise ValueError(_wrong_shape(arg, shape, sizes, got))
-        if self.either and all(args[position] is None for position in self.either):
+        if self.context_gates and all(args[position] is None for position in self.context_gates):
             raise ValueError("`context_weight` (3H, M) must be given where there are no `memory_gates` (B, S, 3H)")
         if self.memory_index is not None and args[self.memory_index] is None and sizes["N"] != sizes["B"]:
             first = self.tensors[0][1].name

@@ -2,65 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .backends import AUTO, check_backend
 from .checks import check_lengths, check_mask, check_tensor, padding_mask
+from .conversion import check_modules, copy_parameters, input_first
 from .functional import additive_attention, decoder_scan, decoder_step, gru_scan, linear
+from .ops import AUTOCAST_DEVICES
 from .reference.dtypes import accumulate_dtype
-
-
-class DecoderOutput(NamedTuple):
-    """What a decoder gives: (B, T, …) from ``forward``, (N, …) from ``step``.
-
-    output        the states in the input's dtype, or the keys' where a step is given input_gates: (B, T, H) or (N, H)
-    context       what was attended to: (B, T, M) or (N, M)
-    attn_weights  where it was: (B, T, S) or (N, S) in the accumulate dtype; None if not asked for
-    state         the state to go on from, (B, H) or (N, H) in the accumulate dtype
-    """
-
-    output: Tensor
-    context: Tensor
-    attn_weights: Tensor | None
-    state: Tensor
-
-
-class DecoderWeights(NamedTuple):
-    """A decoder's parameters as the ops take them: views, not copies."""
-
-    input_weight: Tensor  # (3H, E)
-    input_bias: Tensor | None  # (3H,)
-    score_weight: Tensor  # (A,)
-    query_weight: Tensor  # (A, H)
-    query_bias: Tensor | None  # (A,)
-    context_weight: Tensor  # (3H, M)
-    hidden_weight: Tensor  # (3H, H)
-    hidden_bias: Tensor | None  # (3H,)
-
-
-class PreparedMemory(NamedTuple):
-    """A memory made ready for stepping, once a sentence; a value, never changed.
-
-    memory            (B, S, M), padding zeroed
-    keys              (B, S, A), key_proj(memory)
-    memory_gates      (B, S, 3H), memory · context_weightᵀ, where that makes a step cheaper; a step with gradients takes
-                      that product of memory itself
-    key_padding_mask  (B, S) bool, True = ignore
-    weights           the parameters of the decoder that prepared it, for steps without gradients; without them the
-                      step looks its own up
-    values            (B, S, anything): what a step sums under its weights and returns as the context, in the place of
-                      memory; beside memory_gates and without gradients only, and never from ``prepare_memory``
-    """
-
-    memory: Tensor
-    keys: Tensor
-    memory_gates: Tensor | None
-    key_padding_mask: Tensor | None
-    weights: DecoderWeights | None = None
-    values: Tensor | None = None
+from .values import DecoderOutput, DecoderWeights, PreparedMemory
 
 
 class FusedBahdanauDecoder(nn.Module):
@@ -158,35 +111,12 @@ class FusedBahdanauDecoder(nn.Module):
             TypeError: a module of another kind, which this decoder cannot represent.
             ValueError: sizes that do not fit together.
         """
-        if type(cell) is not nn.GRUCell:
-            raise TypeError(f"`cell` must be an nn.GRUCell, the only recurrence here; got {type(cell).__name__}")
-        for name, module in (("query", query), ("key", key), ("score", score)):
-            if not isinstance(module, nn.Linear):
-                raise TypeError(f"`{name}` must be an nn.Linear; got {type(module).__name__}")
-            if not module.state_dict().keys() <= {"weight", "bias"}:
-                raise TypeError(
-                    f"`{name}` must be an nn.Linear with a weight of its own, not one computed from other parameters; "
-                    f"got {type(module).__name__} with {list(module.state_dict())}"
-                )
-        if input_order not in ("input_context", "context_input"):
-            raise ValueError(f"`input_order` must be 'input_context' or 'context_input'; got {input_order!r}")
-        hidden, attention, memory = cell.hidden_size, query.out_features, key.in_features
-        for name, module, wanted in (
-            ("query", query, (attention, hidden)),
-            ("key", key, (attention, memory)),
-            ("score", score, (1, attention)),
-        ):
-            if tuple(module.weight.shape) != wanted:
-                raise ValueError(f"`{name}.weight` must be {wanted}; got {tuple(module.weight.shape)}")
-        if cell.input_size <= memory:
-            raise ValueError(
-                f"`cell` must read input and context, more than M = {memory} features; got {cell.input_size}"
-            )
+        check_modules(cell, query, key, score, input_order)
         decoder = cls(
-            cell.input_size - memory,
-            hidden,
-            memory,
-            attention,
+            cell.input_size - key.in_features,
+            cell.hidden_size,
+            key.in_features,
+            query.out_features,
             bias=cell.bias,
             query_bias=query.bias is not None,
             key_bias=key.bias is not None,
@@ -196,20 +126,11 @@ class FusedBahdanauDecoder(nn.Module):
             device=cell.weight_hh.device,
             dtype=cell.weight_hh.dtype,
         )
-        copies = (
-            (decoder.cell, cell),
-            (decoder.query_proj, query),
-            (decoder.key_proj, key),
-            (decoder.score, score),
-        )
-        for copy, original in copies:
-            copy.load_state_dict(original.state_dict())
-            for own, theirs in zip(copy.parameters(), original.parameters(), strict=True):
-                own.requires_grad_(theirs.requires_grad)
+        copy_parameters(decoder.cell, cell)
         if input_order == "context_input":
-            context_part, input_part = cell.weight_ih.detach().split([memory, cell.input_size - memory], 1)
-            with torch.no_grad():
-                decoder.cell.weight_ih.copy_(torch.cat([input_part, context_part], 1))
+            input_first(decoder.cell, decoder.memory_size)
+        for own, theirs in ((decoder.query_proj, query), (decoder.key_proj, key), (decoder.score, score)):
+            copy_parameters(own, theirs)
         return decoder
 
     def extra_repr(self) -> str:
@@ -266,7 +187,7 @@ class FusedBahdanauDecoder(nn.Module):
         itself within about a tenth of S steps.
 
         Args:
-            memory: (B, S, M).
+            memory: (B, S, M), in the parameters' dtype; in any under autocast.
             key_padding_mask: (B, S) bool, True = ignore. memory_lengths: (B,) int64, the alternative.
         """
         self._check_memory(memory)
@@ -531,6 +452,9 @@ class FusedBahdanauDecoder(nn.Module):
             raise ValueError(
                 f"`memory` must be (B, S, M) = (B, S, {self.memory_size}) with S at least 1; got {tuple(memory.shape)}"
             )
+        wanted, device = self.key_proj.weight.dtype, memory.device.type
+        if memory.dtype != wanted and not (device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device)):
+            raise TypeError(f"`memory` must be {wanted} as the decoder's parameters; got {memory.dtype}")
 
 
 def last_state(states: Tensor, state: Tensor, lengths: Tensor | None) -> Tensor:

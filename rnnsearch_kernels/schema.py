@@ -106,8 +106,9 @@ _DECODER_WEIGHTS = (
     _arg("context_weight", "3H M", STORAGE),
     _arg("hidden_weight", "3H H", STORAGE),
 )
-# One of the two at least; where memory_gates are there, context_weight is not read.
-EITHER = ("context_weight", "memory_gates")
+# Where the context's part of the gates comes from, one of the two at least; where memory_gates are there, context_weight
+# is not read.
+CONTEXT_GATES = ("context_weight", "memory_gates")
 # Dropout of the state, one mask for all steps: wherever the old state enters a product it is state_mask ∘ state; the
 # state that is carried on, z ∘ state, is not masked. None is a mask of ones.
 _STATE_MASK = _arg("state_mask?", "B H", ACCUMULATE, constant=True)
@@ -154,7 +155,7 @@ OPS: tuple[Op, ...] = (
             _arg("state", "N H", ACCUMULATE),
             _arg("state_mask?", "N H", ACCUMULATE, constant=True),
             *_MEMORY,
-            *(replace(arg, optional=arg.optional or arg.name in EITHER) for arg in _DECODER_WEIGHTS),
+            *(replace(arg, optional=arg.optional or arg.name in CONTEXT_GATES) for arg in _DECODER_WEIGHTS),
             _arg("hidden_bias?", "3H", STORAGE),
             _PADDING,
             _INDEX,

@@ -20,7 +20,7 @@ from .backends import ANY_DEVICE, Backend
 from .checks import split_size
 from .ops import overload_of
 from .reference.dtypes import accumulate_dtype
-from .schema import BY_NAME, EITHER, INDEX, MASK, OPS, STORAGE, Arg, Flag, Op
+from .schema import BY_NAME, CONTEXT_GATES, INDEX, MASK, OPS, STORAGE, Arg, Flag, Op
 
 # Odd on purpose, and none equal to another: a mixed-up size or a missing tail shows.
 SIZES = {"B": 4, "S": 7, "T": 5, "N": 6, "H": 13, "A": 11, "M": 19, "L": 9, "V": 37, "R": 3, "K": 8, "I": 17, "O": 23}
@@ -73,7 +73,7 @@ def example(
             made[arg.name] = known[arg.name]
         elif isinstance(arg, Flag):
             made[arg.name] = flags.get(arg.name, sizes[arg.size] if arg.size else False)
-        elif arg.optional and arg.name in absent and not (arg.name == EITHER[0] and EITHER[1] in absent):
+        elif arg.optional and arg.name in absent and not (arg.name == CONTEXT_GATES[0] and CONTEXT_GATES[1] in absent):
             made[arg.name] = None
         else:
             made[arg.name] = _random(arg, dtype, sizes, generator)

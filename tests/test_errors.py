@@ -244,6 +244,19 @@ def test_the_module_names_what_does_not_fit():
             wrong()
 
 
+@pytest.mark.parametrize(("own", "given"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)], ids=str)
+def test_a_memory_of_another_dtype_is_refused_where_it_comes_in(own, given):
+    """And not in a later step; under autocast every dtype is right."""
+    decoder, memory = rk.FusedBahdanauDecoder(6, 5, 7, 4, dtype=own), torch.randn(3, 8, 7, dtype=given)
+    input = torch.randn(3, 4, 6, dtype=own)
+    for wrong in (lambda: decoder.prepare_memory(memory), lambda: decoder(input, memory)):
+        with pytest.raises(TypeError, match=f"`memory` must be {own} as the decoder's parameters; got {given}"):
+            wrong()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        step = decoder.step(input[:, 0], None, decoder.prepare_memory(memory))
+        assert step.context.dtype == decoder(input, memory).context.dtype == torch.bfloat16
+
+
 def test_meta_tensors_give_meta_results():
     """What has no values has shapes: the way to plan memory without any."""
     args = example(BY_NAME["decoder_scan"], device="meta")

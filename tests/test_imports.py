@@ -15,7 +15,7 @@ APPLICATION = ROOT / "python" / "rnnsearch"
 
 # The floors of rnnsearch_kernels, lowest first; a room imports from floors below its own and from its own package.
 FLOORS = [
-    {"schema", "graphs", "families"},
+    {"schema", "graphs", "families", "values", "conversion"},
     {"reference", "native", "triton", "cuda"},
     {"checks", "autograd"},
     {"ops"},
