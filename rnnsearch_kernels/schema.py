@@ -106,8 +106,7 @@ _DECODER_WEIGHTS = (
     _arg("context_weight", "3H M", STORAGE),
     _arg("hidden_weight", "3H H", STORAGE),
 )
-# Where the context's part of the gates comes from, one of the two at least; where memory_gates are there, context_weight
-# is not read.
+# What the context's part of the gates comes from, one at least; with memory_gates, context_weight is not read.
 CONTEXT_GATES = ("context_weight", "memory_gates")
 # Dropout of the state, one mask for all steps: wherever the old state enters a product it is state_mask ∘ state; the
 # state that is carried on, z ∘ state, is not masked. None is a mask of ones.

@@ -55,8 +55,8 @@ def config_of(table: Table, storage: Tensor, size: int) -> Config:
 
 
 def precision() -> str:
-    """How float32 factors are multiplied: in three TF32 products, unless torch may take one; on AMD, where Triton has no
-    such three, as they are."""
+    """How float32 factors are multiplied: in three TF32 products, unless torch may take one; on AMD, where Triton does
+    not have those, as they are."""
     if torch.version.hip is not None:
         return "ieee"
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
