@@ -177,39 +177,63 @@ def test_the_heat_map_has_a_cell_for_each_weight_in_its_grey(files):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--source", "pairs.tsv", "--lines", "4-9"], "pairs.tsv has 4 lines; --lines asks for 9"),
+        (["--source", "pairs.tsv", "--lines", "4-9"], "pairs.tsv has 4 lines; line 9 is asked for"),
         (["--source", "nowhere"], "nowhere cannot be read"),
         (["--source", "source", "--target", "short"], "source has 4 lines and short has 1"),
-        (["--source", "gap"], "text 2 is empty"),
-        (["a", " "], "text 1 is empty"),
+        (["--source", "gap"], "gap, line 4: empty"),
+        (["--source", "gap", "--lines", "3-4"], "gap, line 4: empty"),
+        (["--source", "source", "--target", "gap"], "gap, line 4: empty"),
+        (["a", " "], "text 2 is empty"),
         (["--source", "pairs.tsv", "--copies", "5"], "has no pair with a number or a name that stands once on either"),
-        (["a", "u", "--plot", "x"], "must end in .png"),
-    ],
-)
-def test_what_cannot_be_aligned_is_named(files, options, message, capsys):
-    Path("short").write_text("u\n")
-    Path("gap").write_text("a\n\nb\n")
-    assert align(*options) == 1
-    err = capsys.readouterr().err
-    assert message in err and err.startswith("rnnsearch: ") and err.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
         ([], "give TEXT or --source, one of them"),
         (["a", "--source", "pairs.tsv"], "give TEXT or --source, one of them"),
         (["a", "u", "w"], "TEXT is one text and its translation; got 3"),
         (["a", "--lines", "1"], "--target and --lines belong to --source"),
         (["--source", "source", "--copies", "5"], "--copies needs both sides"),
+        (["--source", "pairs.tsv", "--copies", "-5"], "--copies must be at least 0; got -5"),
         (["--source", "pairs.tsv", "--construct"], "--construct says how --copies gets its pairs"),
-        (["--source", "pairs.tsv", "--lines", "3-2"], "must be a line or first-last"),
+        *(
+            (["--source", "pairs.tsv", "--lines", lines], "must be a line or first-last")
+            for lines in ("3-2", "x", "2-")
+        ),
+        (["a", "u", "--model", "model"], "give one --model"),
+        (["a", "u", "--beam-size", "3"], "--beam_size says how the model translates; here the translation is given"),
+        (["a", "--plot", "x"], "--plot must end in .png, .svg or .pdf; got x"),
+        (["a", "--plot", "no/such/x.png"], "--plot must be a file in a directory that exists"),
+        (["a", "--json", "no/such/x"], "--json must be a file in a directory that exists"),
+        (["--source", "source", "--html", "source"], "--html must be another file than --source"),
     ],
 )
-def test_options_that_do_not_go_together_are_wrong_usage(options, message, capsys):
-    with pytest.raises(SystemExit) as exit:
-        align(*options)
-    assert exit.value.code == 2 and message in capsys.readouterr().err
+def test_what_cannot_be_aligned_is_named(files, options, message, capsys):
+    Path("short").write_text("u\n")
+    Path("gap").write_text("a\nb\nc\n\n")
+    assert align(*options) == 1
+    err = capsys.readouterr().err
+    assert message in err and err.startswith("rnnsearch: ") and err.count("\n") == 1
+
+
+def test_what_could_not_be_written_is_said_before_a_model_is_read(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for options, message in (
+        (["--json", "no/such"], "--json must be a file in a directory that exists"),
+        (["--html", "."], "--html must be a file in a directory that exists"),
+        (["--plot", "x.xyz"], "--plot must end in"),
+    ):
+        assert main(["align", "--model", "nowhere", "a", *options]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_a_model_translates_as_it_is_asked_to_before_it_aligns(files, capsys):
+    given = {"search": "sample", "temperature": 1.5, "seed": 4, "max_length": 5}
+    for options, translator in (
+        ([f"--{name}={value}" for name, value in given.items()], Translator("model", **given)),
+        (["--model", "model", "--ban=z", "--no_repeat_ngram_size=1"], None),
+    ):
+        translator = translator or Translator(["model", "model"], ban=("z",), no_repeat_ngram_size=1)
+        assert align("--source", "source", *options, "--json", "out.jsonl") == 0
+        records = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+        found = translator.hypotheses([source for source, _ in PAIRS])
+        assert [record["target"] for record in records] == [entry[0].tokens for entry in found]
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def mean(*weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def test_a_runs_newest_checkpoints_count_once_each_and_the_mean_translates(run, tmp_path, capsys):
     out = tmp_path / "out"
-    assert cli.main(["average", str(run), "--last", "2", "--out", str(out)]) == 0
+    assert cli.main(["average", str(run), "--last", "2", "--output", str(out)]) == 0
     saved = [snapshots.load(place)[0]["model"] for place in snapshots.every(run / CHECKPOINTS)]
     found = load_file(out / "model.safetensors")
     for name, value in mean(saved[1], saved[2]).items():
@@ -57,7 +57,7 @@ def test_a_runs_newest_checkpoints_count_once_each_and_the_mean_translates(run, 
 def test_models_are_averaged_too_and_stored_in_half_the_space(tmp_path):
     folders = [tmp_path / name for name in ("one", "two")]
     weights = [model(folder, seed).state_dict() for seed, folder in enumerate(folders)]
-    given = ["average", *map(str, folders), "--out", str(tmp_path / "out"), "--dtype", "float16"]
+    given = ["average", *map(str, folders), "--output", str(tmp_path / "out"), "--dtype", "float16"]
     assert cli.main(given) == 0
     found = load_file(tmp_path / "out" / "model.safetensors")
     for name, value in mean(*weights).items():
@@ -75,15 +75,15 @@ DIFFERENT = {
 def test_models_that_do_not_fit_together_are_refused(tmp_path, capsys, what):
     model(tmp_path / "one", 1)
     model(tmp_path / "two", 2, **DIFFERENT[what])
-    given = ["average", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(tmp_path / "out")]
+    given = ["average", str(tmp_path / "one"), str(tmp_path / "two"), "--output", str(tmp_path / "out")]
     assert cli.main(given) == 1
     assert f"cannot be averaged: they differ in {what}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_too_few_checkpoints_and_what_is_no_model_are_refused(run, tmp_path, capsys):
-    assert cli.main(["average", str(run), "--last", "4", "--out", str(tmp_path / "out")]) == 1
+    assert cli.main(["average", str(run), "--last", "4", "--output", str(tmp_path / "out")]) == 1
     assert "holds checkpoints of 3 updates and 4 are wanted" in capsys.readouterr().err
-    assert cli.main(["average", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert cli.main(["average", str(tmp_path), "--output", str(tmp_path / "out")]) == 1
     with pytest.raises(SystemExit):
-        cli.main(["average", str(run), "--last", "0", "--out", str(tmp_path / "out")])
+        cli.main(["average", str(run), "--last", "0", "--output", str(tmp_path / "out")])

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from rnnsearch import pronunciation
+from rnnsearch import command_line, pronunciation
 from rnnsearch.cli import COMMANDS, main
 from rnnsearch.pronunciation import MODEL_DIRECTORY, read_words, write_words
 
 Capture = pytest.CaptureFixture[str]
+WITH_SETTINGS = ("align", "evaluate", "translate")
 
 
 def test_pronounce_prints_phonemes(capsys: Capture) -> None:
@@ -45,8 +50,7 @@ def test_plot_without_matplotlib_says_what_to_install(
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     assert main(["pronounce", "cat", "--plot", str(tmp_path / "cat.png")]) == 1
     captured = capsys.readouterr()
-    assert "pip install 'rnnsearch-kernels[plot]'" in captured.err
-    assert captured.out.startswith("cat\t")  # what was asked first is not lost
+    assert "pip install 'rnnsearch-kernels[plot]'" in captured.err and captured.out == ""  # it is said at once
     assert not (tmp_path / "cat.png").exists()
 
 
@@ -72,7 +76,7 @@ def test_every_option_of_decoding_reaches_the_pronunciation_model(
     options = ["--beam-size=3", "--length-penalty=wu", "--alpha=0.9", "--unknown=keep", "--batch-size=7"]
     assert main(["evaluate", "--words", str(tmp_path / "few.tsv"), *options]) == 0
     wanted = {"beam_size": 3, "length_penalty": "wu", "alpha": 0.9, "unknown": "keep", "batch_size": 7}
-    assert given == {"backend": "auto", **wanted}
+    assert {name: given[name] for name in wanted} == wanted
 
 
 def test_ctrl_c_is_status_130(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +117,7 @@ def test_train_pronunciation_writes_a_model_that_pronounces_and_goes_on(tmp_path
         (["pronounce", "a", "b", "--plot", "x.png"], "--plot draws one word; got 2"),
         (["pronounce", "cat", "--plot", "no/such/place/x.png"], "no/such/place"),
         (["pronounce", "cat", "--plot", "x.xyz"], "xyz"),
-        (["pronounce", "cat", "--plot", "x"], "the picture's name must end in .png or the like; got x"),
+        (["pronounce", "cat", "--plot", "x"], "--plot must end in .png, .svg or .pdf; got x"),
         (["pronounce", "cat", "--model", "nowhere"], "nowhere is not a directory"),
         (["pronounce", "cat", "--backend", "nonsense"], "`backend` must be one of"),
         (["evaluate", "--words", "nowhere.tsv"], "nowhere.tsv"),
@@ -153,6 +157,47 @@ def test_every_command_explains_itself(command: str, capsys: Capture) -> None:
         main([command, "--help"])
     assert exit.value.code == 0
     assert len(capsys.readouterr().out.splitlines()) > 8
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "train-pronunciation"])
+def test_the_help_shows_every_default_and_its_examples_are_taken(
+    command: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsers = []
+    make = command_line.new_parser
+    room = importlib.import_module(COMMANDS[command][0])
+    options = importlib.import_module(f"rnnsearch.{command}_options") if command in WITH_SETTINGS else room
+
+    def kept(*arguments: Any, **given: Any) -> Any:
+        parsers.append(make(*arguments, **given))
+        return parsers[-1]
+
+    monkeypatch.setattr(options, "new_parser", kept)
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    (parser,) = parsers
+    shown = " ".join(capsys.readouterr().out.partition(parser.epilog)[0].split())
+    for action in parser._actions:
+        if not action.option_strings or action.default in (None, "==SUPPRESS==", []):
+            continue
+        values = action.default if isinstance(action.default, list) else [action.default]
+        wanted = " ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in values)
+        after = shown.partition(f" {action.option_strings[0]} ")[2]
+        assert f"(default: {wanted})" in after.split(" --")[0], action.dest
+    if command != "train":  # whose examples go over several lines
+        examples = re.findall(rf"rnnsearch ({command} .*?)(?: [<>] .*|  .*)?$", parser.epilog, re.MULTILINE)
+        assert examples
+        for example in examples:
+            parser.parse_args(command_line.spelled(shlex.split(example)[1:], parser))
+
+
+def test_a_switch_needs_no_value_and_dashes_are_underscores(capsys: Capture) -> None:
+    assert main(["pronounce", "--scores", "cat", "--n-best=2"]) == 0
+    bare = capsys.readouterr().out
+    assert main(["pronounce", "cat", "--scores", "True", "--n_best=2"]) == 0
+    assert capsys.readouterr().out == bare and "\t-" in bare
+    assert main(["pronounce", "cat", "--scores=false"]) == 0
+    assert "\t-" not in capsys.readouterr().out
 
 
 def test_a_reader_that_has_enough_and_a_full_disk_show_no_traceback() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -100,7 +102,7 @@ def test_raw_text_is_tokenised_and_tokens_are_put_together(text):
 
 def test_every_sentence_is_in_the_one_bucket_of_its_length(text, capsys):
     options = ["--hypotheses", "ours", "--reference", "reference", "--tokenised", "--resamples", "0"]
-    buckets = evaluate(*options, "--lengths", "2,5,9")["systems"][0]["lengths"]
+    buckets = evaluate(*options, "--lengths", "2", "5", "9")["systems"][0]["lengths"]
     assert [(bucket["shortest"], bucket["longest"]) for bucket in buckets] == [(3, 5), (6, 9), (10, None)]
     assert sum(bucket["sentences"] for bucket in buckets) == 60
     for bucket in buckets:
@@ -113,7 +115,7 @@ def test_every_sentence_is_in_the_one_bucket_of_its_length(text, capsys):
         assert bucket["score"]["value"] == pytest.approx(plain_bleu(*picked), abs=1e-8)
         assert bucket["mean_length"] == pytest.approx(sum(len(line.split()) for line in picked[1]) / len(places))
     assert "10+" in capsys.readouterr().out
-    with_source = evaluate(*options, "--source", "source", "--lengths", "2,5,9")
+    with_source = evaluate(*options, "--source", "source", "--lengths", "2", "5", "9")
     assert with_source["lengths_of"] == "source" and with_source["systems"][0]["lengths"][0]["longest"] == 2
 
 
@@ -163,9 +165,15 @@ def test_a_model_is_measured_by_what_it_writes(text, model, capsys):
 
 def test_models_translate_together_and_as_they_are_asked_to(text, model):
     shared = ("--source", "source", "--reference", "reference", "--resamples", "0", "--write", "written")
-    evaluate("--model", "model", "--model", "model", *shared, "--length_penalty", "average", "--unknown=replace")
-    translator = Translator(["model", "model"], length_penalty="average", unknown="replace")
-    assert lines("written") == translator(lines("source"))
+    Path("words.tsv").write_text("g\tgee\n")
+    given: dict = {"length_penalty": "average", "unknown": "replace", "no_repeat_ngram_size": 2, "max_length": 4}
+    given |= {"coverage_penalty": 0.2, "dictionary": "words.tsv", "ban": ("u",)}
+    options = [f"--{name}={value}" for name, value in given.items() if name != "ban"]
+    evaluate("--model", "model", "--model", "model", *shared, *options, "--ban", "u")
+    assert lines("written") == Translator(["model", "model"], **given)(lines("source"))
+    given = {"search": "sample", "temperature": 1.5, "seed": 4, "max_length": 5}
+    evaluate("--model", "model", *shared, *(f"--{name}={value}" for name, value in given.items()))
+    assert lines("written") == Translator("model", **given)(lines("source"))
 
 
 def test_sentences_without_unknown_words_are_measured_apart(text, model, capsys):
@@ -192,7 +200,6 @@ def test_sentences_without_unknown_words_are_measured_apart(text, model, capsys)
         (["--hypotheses", "ours", "--reference", "void"], "void is empty"),
         (["--hypotheses", "ours", "--source", "source", "--reference", "short"], "source has 60 lines and short has 1"),
         (["--hypotheses", "ours", "--reference", "nowhere"], "nowhere cannot be read"),
-        (["--hypotheses", "ours", "--reference", "reference", "--plot", "x"], "must end in .png"),
         (["--model", "nowhere", "--source", "source", "--reference", "reference"], "nowhere is not a directory"),
     ],
 )
@@ -208,21 +215,81 @@ def test_text_that_cannot_be_measured_is_named(text, options, message, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "give --model, --hypotheses or --words"),
+        ([], "--reference is needed"),
+        (["--reference", "r"], "give --model, --hypotheses or --words"),
         (["--hypotheses", "h"], "--reference is needed"),
         (["--model", "m", "--reference", "r"], "--model needs --source"),
         (["--hypotheses", "h", "--reference", "r", "--write", "w"], "--write writes the translations of --model"),
         (["--hypotheses", "h", "--reference", "r", "--vocabulary", "m"], "--vocabulary needs --source"),
-        (["--hypotheses", "h", "--reference", "r", "--detokenise", "de", "--tokenised"], "give it a LANGUAGE"),
-        (["--hypotheses", "h", "--reference", "r", "--lengths", "5,5"], "must rise from 1 or more"),
+        (["--hypotheses", "h", "--reference", "r", "--detokenise", "de", "--tokenised"], "give it a language"),
+        (
+            ["--hypotheses", "h", "--reference", "r", "--lengths", "5", "5"],
+            "--lengths must rise from 1 or more; got 5 5",
+        ),
+        (["--hypotheses", "h", "--reference", "r", "--resamples", "-1"], "--resamples must be at least 0; got -1"),
+        (
+            ["--hypotheses", "h", "--reference", "r", "--beam_size", "9"],
+            "--beam_size says how a model translates: give",
+        ),
         (["--words", "shipped", "--reference", "r"], "--reference is about translations, --words about pronunciations"),
+        (["--words", "shipped", "--model", "m", "--model", "n"], "--words measures one model"),
     ],
 )
-def test_options_that_do_not_go_together_are_wrong_usage(options, message, capsys):
-    with pytest.raises(SystemExit) as exit:
-        main(["evaluate", *options])
-    assert exit.value.code == 2
-    assert message in capsys.readouterr().err
+def test_options_that_do_not_go_together_are_named(options, message, capsys):
+    assert main(["evaluate", *options]) == 1
+    err = capsys.readouterr().err
+    assert message in err and err.startswith("rnnsearch: ") and err.count("\n") == 1
+
+
+def test_what_could_not_be_written_is_said_before_a_model_is_read(text, capsys, monkeypatch):
+    """There is no model nor source to read."""
+    Path("folder").mkdir()
+    model = ["--model", "nowhere", "--source", "source", "--reference", "reference"]
+    for options, message in (
+        (["--json", "no/such.json"], "--json must be a file in a directory that exists; got no/such.json"),
+        (["--write", "folder"], "--write must be a file in a directory that exists; got folder"),
+        (["--write", "reference"], "--write must be another file than --reference; both are reference"),
+        (["--plot", "no/such.png"], "--plot must be a file in a directory that exists; got no/such.png"),
+        (["--plot", "lengths"], "--plot must end in .png, .svg or .pdf; got lengths"),
+        (["--plot", "lengths.xyz"], "--plot must end in .png, .svg or .pdf; got lengths.xyz"),
+        (["--json", "/proc/out.json"], "--json: /proc cannot be written to"),
+    ):
+        if "/proc" not in message or Path("/proc").is_dir():
+            assert main(["evaluate", *model, *options]) == 1
+            assert message in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["evaluate", *model, "--plot", "lengths.png"]) == 1
+    assert "pip install 'rnnsearch-kernels[plot]'" in capsys.readouterr().err
+
+
+def test_a_file_of_settings_says_what_the_command_line_says(text, model, capsys):
+    options = ["--model", "model", "--source", "source", "--reference", "reference", "--lengths", "3", "7"]
+    options += ["--tokenised", "--ban", "u", "--beam-size", "2", "--resamples=0"]
+    wanted = evaluate(*options)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["evaluate", *options, "--print_config"])
+    Path("settings.yaml").write_text(capsys.readouterr().out)
+    assert evaluate("--config", "settings.yaml") == wanted and wanted["decoding"]["ban"] == ["u"]
+
+
+def test_tokens_are_spoken_of_where_they_may_be_a_mistake(text, capsys):
+    Path("tokens").write_text("a b c d .\n" * 100)
+    shared = ["--hypotheses", "tokens", "--reference", "tokens", "--resamples", "0"]
+    evaluate(*shared)
+    assert capsys.readouterr().err.count("tokens looks tokenised: --detokenise LANGUAGE puts it together") == 1
+    evaluate(*shared, "--tokenised")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_pipe_is_measured_as_a_file(text):
+    wanted = evaluate("--hypotheses", "ours", "--reference", "reference", "--resamples", "0")
+    os.mkfifo("pipe")
+    writer = threading.Thread(target=Path("pipe").write_bytes, args=(Path("reference").read_bytes(),))
+    writer.start()
+    found = evaluate("--hypotheses", "ours", "--reference", "pipe", "--resamples", "0")
+    writer.join()
+    assert found == {**wanted, "reference": "pipe"}
 
 
 def test_without_sacrebleu_it_says_what_to_install(text, capsys, monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import translating
-from rnnsearch import cli, translate_command
+from rnnsearch import cli, translate_command, translate_options
 from rnnsearch.translate_options import read_command
 from rnnsearch.translator import Translator
 from translating import TEXTS, save_model, translate
@@ -172,7 +172,7 @@ def test_the_examples_of_the_help_are_commands_that_it_takes(capsys: Capture) ->
     for example in examples:
         arguments = shlex.split(example.partition(" < ")[0])
         command = read_command(arguments[1:])
-        assert command.models[0].startswith("run")
+        assert command.translator.models[0].parts[0].startswith("run")
     for term in ("beam search", "Wu et al. 2016", "UTF-8", "OUTPUT.parts"):
         assert term in shown
 
@@ -208,11 +208,25 @@ def test_an_error_is_one_sentence_and_status_1(
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_translated_with_must_be_said_and_may_not_be_written_over(
-    model: Path, source: Path, capsys: Capture
+@pytest.mark.parametrize("command", ["translate", "align"])
+def test_without_a_model_the_one_that_ships_translates(
+    command: str, model: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert cli.main(["translate", "a"]) == 1
-    assert "--model is needed: a directory that `rnnsearch train` wrote" in capsys.readouterr().err
+    monkeypatch.setattr(translate_options, "DEFAULT_MODEL", model)
+    assert cli.main([command, "--model", str(model), "a b c"]) == 0
+    wanted = capsys.readouterr()
+    assert cli.main([command, "a b c"]) == 0
+    said = f"rnnsearch: translating with the model that ships, {model.name}; --model takes another\n"
+    assert capsys.readouterr() == (wanted.out, said + wanted.err)
+    monkeypatch.setattr(translate_options, "DEFAULT_MODEL", tmp_path / "none")
+    assert cli.main([command, "a b c"]) == 1
+    assert capsys.readouterr().err == (
+        "rnnsearch: --model is needed: a directory that `rnnsearch train` wrote, such as run/best; no translation "
+        "model came with this installation\n"
+    )
+
+
+def test_an_input_may_not_be_written_over(model: Path, source: Path, capsys: Capture) -> None:
     assert translate(model, "--input", source, "--output", source) == 1
     assert "--output must be another file than --input" in capsys.readouterr().err
     with pytest.raises(SystemExit) as exit:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from rnnsearch import segmentation, snapshots
 from rnnsearch.checkpoint import CheckpointError, check_weights
+from rnnsearch.command_line import new_parser, parse, positive
 from rnnsearch.model import RNNSearch
+from rnnsearch.outputs import check_directory
 from rnnsearch.segmentation import Segmentation
 from rnnsearch.snapshots import INITIAL
 from rnnsearch.trainer import CHECKPOINTS
@@ -21,16 +23,14 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    if options.last < 1:
-        parser.error(f"--last must be at least 1; got {options.last}")
+    options = parse(_parser(), arguments)
+    check_directory("--output", options.output)
     model, source, target, places = average(options.sources, last=options.last)
     for place in places:
         print(place, file=sys.stderr)
-    model.save_pretrained(options.out, dtype=DTYPES[options.dtype])
-    segmentation.save(options.out, source, target)
-    print(f"the mean of these {len(places)} is in {options.out}", file=sys.stderr)
+    model.save_pretrained(options.output, dtype=DTYPES[options.dtype])
+    segmentation.save(options.output, source, target)
+    print(f"the mean of these {len(places)} is in {options.output}", file=sys.stderr)
     return 0
 
 
@@ -48,7 +48,6 @@ def average(sources: Sequence[Path], *, last: int = 5) -> tuple[RNNSearch, Segme
         CheckpointError: a directory is neither, a run has fewer checkpoints, or the models do not fit together.
     """
     model: RNNSearch | None = None
-    described: tuple | None = None
     sums: dict[str, Tensor] = {}
     places: list[Path] = []
     for source in sources:
@@ -58,16 +57,15 @@ def average(sources: Sequence[Path], *, last: int = 5) -> tuple[RNNSearch, Segme
         sides = segmentation.load(home)
         # Dropout is a matter of training; the rest is what a weight means.
         config = {name: value for name, value in now.config.to_dict().items() if not name.endswith("_dropout")}
-        description = (
-            config, now.source_vocabulary.tokens, now.target_vocabulary.tokens,
-            [(side.kind, getattr(side, "model", None)) for side in sides],
-        )  # fmt: skip
-        if model is None or described is None:
-            model, described, kept = now, description, sides
-        for what, one, other in zip(
-            ("sizes", "sources", "targets", "segmentation"), described, description, strict=True
-        ):
-            if one != other:
+        described = (config, now.source_vocabulary.tokens, now.target_vocabulary.tokens)
+        if model is None:
+            model, first, kept = now, described, sides
+        alike = [
+            *(one == other for one, other in zip(first, described, strict=True)),
+            all(segmentation.same(one, other) for one, other in zip(kept, sides, strict=True)),
+        ]
+        for what, same in zip(("sizes", "sources", "targets", "segmentation"), alike, strict=True):
+            if not same:
                 raise CheckpointError(f"{source} and {sources[0]} cannot be averaged: they differ in {what}")
         for place, weights in _weights(source, home, now, last):
             places.append(place)
@@ -96,12 +94,10 @@ def _weights(source: Path, home: Path, model: RNNSearch, last: int) -> Iterator[
         yield place, weights
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="rnnsearch average",
-        description="Write a model whose weights are the mean of those of a run's checkpoints, or of models.",
-        epilog="example: rnnsearch average run --last 4 --out averaged",
-    )
+def _parser() -> ArgumentParser:
+    description = "Write a model whose weights are the mean of those of a run's checkpoints, or of models."
+    example = "example: rnnsearch average run --last 4 --output averaged"
+    parser = new_parser("average", "[options] DIRECTORY ...", description, example, config=False)
     parser.add_argument(
         "sources",
         nargs="+",
@@ -109,9 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIRECTORY",
         help="of a run, for its newest checkpoints; or of a model, such as run/best",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIRECTORY", help="where the model is written")
-    parser.add_argument("--last", type=int, default=5, metavar="N", help="so many checkpoints of each run (5)")
-    parser.add_argument(
-        "--dtype", choices=tuple(DTYPES), default="float32", help="what weights are stored as (float32)"
-    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIRECTORY", help="where the model is written")
+    parser.add_argument("--last", type=positive, default=5, metavar="N", help="so many checkpoints of each run")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="what weights are stored as")
     return parser

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from rnnsearch.checkpoint import write_atomically
 from rnnsearch.scores import Bucket
 
 END = "end"
+ENDINGS = (".png", ".svg", ".pdf")
 _STYLES = ("-", "--", "-.", ":")
 
 
@@ -18,13 +21,13 @@ def plot_alignment(path: Path, source: Sequence[str], target: Sequence[str], att
     """Draw attention weights as a heat map: source left to right, target top to bottom, 0 is black and 1 white.
 
     Args:
-        path: the picture; its ending says which kind (.png, .svg, .pdf).
+        path: the picture; its ending, one of ENDINGS, says which kind.
         source, target: words, without their ends of sentence.
         attn_weights: (target, source), each with or without its end of sentence.
 
     Raises:
         RuntimeError: matplotlib is not installed.
-        ValueError: the name of the file has no ending, or one that matplotlib cannot write.
+        ValueError: the file has another ending.
     """
     weights = attn_weights.float().cpu().numpy()
     columns = [*source, END][: weights.shape[1]]
@@ -73,15 +76,22 @@ def plot_bleu_by_length(path: Path, systems: Mapping[str, Sequence[Bucket]], *, 
     save_figure(figure, path)
 
 
-def new_figure(path: Path, size: tuple[float, float]) -> Any:
-    """A matplotlib figure of ``size`` inches, for :func:`save_figure`. Raises as :func:`plot_alignment`."""
-    if not path.suffix:
-        raise ValueError(f"the picture's name must end in .png or the like; got {path}")
+def check_ending(path: Path, option: str = "a picture") -> None:
+    """Raises as :func:`plot_alignment`; ``option`` is the one that the picture was asked for with."""
+    if path.suffix not in ENDINGS:
+        raise ValueError(f"{option} must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}; got {path}")
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise RuntimeError("drawing needs matplotlib: pip install 'rnnsearch-kernels[plot]'") from error
+
+
+def new_figure(path: Path, size: tuple[float, float]) -> Any:
+    """A matplotlib figure of ``size`` inches, for :func:`save_figure`. Raises as :func:`plot_alignment`."""
+    check_ending(path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -90,6 +100,8 @@ def new_figure(path: Path, size: tuple[float, float]) -> Any:
 def save_figure(figure: Any, path: Path) -> None:
     from matplotlib import rc_context
 
+    drawn = io.BytesIO()
     # Text stays text in an .svg: it can be found, and is shown in the reader's fonts.
     with rc_context({"svg.fonttype": "none"}):
-        figure.savefig(path, dpi=150, bbox_inches="tight")
+        figure.savefig(drawn, format=path.suffix[1:], dpi=150, bbox_inches="tight")
+    write_atomically({path: drawn.getvalue()})

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+
 from rnnsearch.checkpoint import CheckpointError, write_atomically
 from rnnsearch.vocabulary import SPECIALS, Vocabulary
 
@@ -74,7 +76,7 @@ class SentencePiece:
     def __init__(self, model: bytes) -> None:
         self.model = model
         try:
-            self._processor = _sentencepiece().SentencePieceProcessor(model_proto=model)
+            self._processor = SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise CheckpointError(f"this is not a sentencepiece model: {error}") from error
 
@@ -82,7 +84,7 @@ class SentencePiece:
     def learn(cls, lines: Iterable[str], size: int) -> SentencePiece:
         """BPE of at most ``size`` pieces. The text is not normalised: what it says is what is learnt."""
         model = io.BytesIO()
-        _sentencepiece().SentencePieceTrainer.train(
+        SentencePieceTrainer.train(
             sentence_iterator=iter(lines),
             model_writer=model,
             model_type="bpe",
@@ -176,11 +178,3 @@ def _load_side(directory: Path, described: Any, side: str) -> Segmentation:
         return SentencePiece(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
-
-
-def _sentencepiece() -> Any:
-    try:
-        import sentencepiece
-    except ImportError as error:
-        raise RuntimeError("this segmentation needs sentencepiece: pip install 'rnnsearch-kernels[train]'") from error
-    return sentencepiece

@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 
-from rnnsearch import segmentation, snapshots
+from rnnsearch import scores, segmentation, snapshots
 from rnnsearch.checkpoint import write_atomically
+from rnnsearch.command_line import new_parser, parse
 from rnnsearch.config import PRESETS, RNNSearchConfig
 from rnnsearch.corpus import Corpus, CorpusError, ParallelText, Skips
 from rnnsearch.dataset import DatasetText
 from rnnsearch.interruption import interruptible
 from rnnsearch.model import RNNSearch
 from rnnsearch.monitor import Monitor
+from rnnsearch.outputs import check_directory
 from rnnsearch.processes import Processes, joined
 from rnnsearch.segmentation import PLAIN, Segmentation, SentencePiece
 from rnnsearch.settings import DataOptions, ModelOptions, TrainSettings, preset
@@ -64,20 +66,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def read_settings(arguments: Sequence[str]) -> tuple[TrainSettings, Path, bool, str]:
     """The settings, where the run is, whether it goes on, and the settings as YAML."""
-    try:
-        from jsonargparse import ArgumentParser
-    except ImportError as error:
-        raise RuntimeError("training needs jsonargparse: pip install 'rnnsearch-kernels[train]'") from error
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     _add_own(first)
     own, rest = first.parse_known_args(list(arguments))
-    parser = ArgumentParser(
-        prog="rnnsearch train",
-        description="Train a translation model on parallel text. Every option below is a key of the YAML file too.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", action="config", help="YAML file with any of the fields below")
+    parser = new_parser("train", "[options]", "Train a translation model on parallel text.", EPILOG)
     _add_own(parser)
     parser.add_class_arguments(TrainSettings)
     if own.preset is not None:
@@ -86,8 +78,10 @@ def read_settings(arguments: Sequence[str]) -> tuple[TrainSettings, Path, bool, 
         saved = Path(own.resume) / CONFIG
         if not saved.is_file():
             raise ValueError(f"{own.resume} is not the directory of a run: it has no {CONFIG}")
+        if own.preset is not None:
+            raise ValueError("--preset is where a new run starts from; --resume goes on with the run's own settings")
         rest = ["--config", str(saved), *rest, "--run.directory", own.resume]
-    parsed = parser.parse_args(rest)
+    parsed = parse(parser, rest)
     for name in ("preset", "resume"):
         parsed.pop(name, None)
     text = parser.dump(parsed)
@@ -135,6 +129,9 @@ def _run(
     data, run = settings.data, settings.run
     if not resume and (directory / CHECKPOINTS).exists():
         raise ValueError(f"{directory} holds a run already: --resume {directory}, or take another --run.directory")
+    check_directory("--run.directory", directory)
+    if run.metric == "bleu":
+        scores.bleu()  # that it cannot be had is said now, not at the first measure
     skips = Skips(data.on_bad_line, monitor.say)
     corpus, dev_corpus = _read(data, skips)
     dev_text = list(dev_corpus)

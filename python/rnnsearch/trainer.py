@@ -97,8 +97,6 @@ class Trainer:
         decay = settings.optimizer.ema_decay
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
         self.progress = Progress()
-        if settings.run.metric == "bleu":
-            scores.bleu()  # that it cannot be had is said now, not at the first measure
         self._saved: dict[str, Any] | None = None
 
     def resume(self) -> None:

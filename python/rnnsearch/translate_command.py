@@ -16,15 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from tqdm import tqdm
-
 from rnnsearch.checkpoint import replacing
 from rnnsearch.corpus import CorpusError, LineFile, Skips
 from rnnsearch.lines import Line, file_lines, pipe_lines
+from rnnsearch.outputs import check_file
 from rnnsearch.parts import Parts
 from rnnsearch.processes import Processes, joined
-from rnnsearch.progress import progress_bar
+from rnnsearch.progress import progress_bar, say
 from rnnsearch.records import Records
 from rnnsearch.translate_options import Command, read_command
 from rnnsearch.translator import Translator
@@ -37,27 +35,20 @@ LOOK_SECONDS = 2  # between looks at what other processes have done, for the bar
 def main(arguments: Sequence[str]) -> int:
     command = read_command(arguments)
     settings = command.settings
-    with _terminated(), joined(settings.device) as processes:
+    with _terminated(), joined(command.translator.placement.device) as processes:
         file = None if settings.input is None or _pipe(settings.input) else LineFile(Path(settings.input))
         if processes.count > 1 and (file is None or settings.output is None):
             raise ValueError("several processes share out the lines of a file: --input and --output are needed")
         if settings.output is not None:
-            _check_output(Path(settings.output), file)
-        translator = Translator(
-            command.models,
-            backend=settings.backend,
-            device=processes.device,
-            dtype=getattr(torch, settings.dtype),
-            say=_say,
-            **vars(command.decoding),
-        )
+            check_file("--output", Path(settings.output), {"--input": None if file is None else file.path})
+        translator = command.translator.translator(device=processes.device, quiet=not processes.first)
         work = Work(command, translator, processes)
-        size = command.decoding.batch_size
+        size = command.translator.decoding.batch_size
         if command.texts:
             work.stream([[Line(f"text {number}", number, text) for number, text in enumerate(command.texts, 1)]])
         elif settings.input is None:
             if sys.stdin.isatty():
-                _say("reading the terminal, a text a line; Ctrl-D ends")
+                say("reading the terminal, a text a line; Ctrl-D ends")
             work.stream(pipe_lines(sys.stdin.fileno(), "standard input", size))
         elif file is None:  # a pipe with a name
             with open(settings.input, "rb", buffering=0) as pipe:
@@ -70,18 +61,10 @@ def main(arguments: Sequence[str]) -> int:
                 work.whole_file(file, parts, _plan(command, file) if processes.first else {})
             except (KeyboardInterrupt, SystemExit):
                 if processes.first:
-                    _say(f"what is done is in {parts.folder}; the same command goes on from there")
+                    say(f"what is done is in {parts.folder}; the same command goes on from there")
                 raise
         work.report()
     return 0
-
-
-def _check_output(output: Path, file: LineFile | None) -> None:
-    """What would fail at the end is said at the beginning."""
-    if (output.exists() and not output.is_file()) or not output.parent.is_dir():
-        raise ValueError(f"--output must be a file in a directory that exists; got {output}")
-    if file is not None and output.exists() and output.samefile(file.path):
-        raise ValueError(f"--output must be another file than --input; both are {output}")
 
 
 class Work:
@@ -91,7 +74,7 @@ class Work:
         settings = command.settings
         self.settings, self.translator, self.processes = settings, translator, processes
         self.records = Records(settings.format, settings.scores, settings.attention)
-        self.skips = Skips(settings.on_bad_line, _say, "an empty line stands for it")
+        self.skips = Skips(settings.on_bad_line, say, "an empty line stands for it")
 
     def stream(self, groups: Iterable[Sequence[Line]], advance: Advance = None) -> None:
         """Each group of lines as soon as it is there, to standard output or into a file that takes its place whole."""
@@ -141,7 +124,7 @@ class Work:
         counts: Counter[str] = sum(self.processes.gather(self.skips.counts), Counter())
         if self.processes.first:
             for why, count in counts.items():
-                _say(f"an empty line stands for {count} ({why})")
+                say(f"an empty line stands for {count} ({why})")
 
     def _translated(self, lines: Sequence[Line], advance: Advance) -> str:
         """A record for each line."""
@@ -166,14 +149,16 @@ class Work:
 
 def _plan(command: Command, file: LineFile) -> dict[str, Any]:
     """All that shows in the output."""
-    settings, decoding = command.settings, command.decoding
+    settings, decoding = command.settings, command.translator.decoding
     options = {name: value for name, value in vars(decoding).items() if name not in ("batch_size", "dictionary")}
-    shown = ("format", "scores", "attention", "on_bad_line", "max_source_length", "dtype")
-    models = [sorted(path for path in Path(model).iterdir() if path.is_file()) for model in command.models]
+    shown = ("format", "scores", "attention", "on_bad_line", "max_source_length")
+    directories = command.translator.directories()
+    models = [sorted(path for path in directory.iterdir() if path.is_file()) for directory in directories]
     return {
         "input": _digest([file.path]),
         "model": [_digest(paths) for paths in models],
         "dictionary": None if decoding.dictionary is None else _digest([Path(str(decoding.dictionary))]),
+        "dtype": command.translator.placement.dtype,
         **{name: getattr(settings, name) for name in shown},
         **options,
     }
@@ -232,8 +217,3 @@ def _pipe(path: str) -> bool:
     except OSError as error:
         raise CorpusError(f"{path} cannot be read ({error.strerror})") from error
     return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
-
-
-def _say(text: str) -> None:
-    """A line on stderr, above the bar where there is one."""
-    tqdm.write(f"rnnsearch: {text}", file=sys.stderr)

@@ -1,14 +1,23 @@
-"""What `rnnsearch translate` is asked for: its options, on the command line or in a YAML file."""
+"""What `rnnsearch translate` is asked for, on the command line or in a YAML file; and what it has in common with the
+other commands that translate: models, where they run, and how they decode."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Literal
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
-from rnnsearch.command_line import spelled
+import torch
+from jsonargparse import ArgumentParser, Namespace
+
+from rnnsearch.command_line import add_settings, new_parser, parse, read_settings
 from rnnsearch.decoding import DecodingOptions
+from rnnsearch.progress import say
+from rnnsearch.translator import Translator
+
+# The translation model that ships.
+DEFAULT_MODEL = Path(__file__).parent / "models" / "tatoeba-en-fr"
 
 EPILOG = """examples:
   rnnsearch translate --model run/best "ein Haus am Meer"
@@ -17,8 +26,8 @@ EPILOG = """examples:
   rnnsearch translate --model run/best < test.de > test.en
   tail -f news.de | rnnsearch translate --model run/best
                         every line as soon as it comes
-  rnnsearch translate --model run/best --beam_size 12 --n_best 3 --scores true "ein Haus"
-  rnnsearch translate --model run/best --format jsonl --attention true "ein Haus"
+  rnnsearch translate --model run/best --beam_size 12 --n_best 3 --scores "ein Haus"
+  rnnsearch translate --model run/best --format jsonl --attention "ein Haus"
                         tokens, scores, alignments
   rnnsearch translate --model run/best --search sample --temperature 0.7 --seed 2 "ein Haus"
   rnnsearch translate --model run1/best --model run2/best --input test.de
@@ -31,6 +40,86 @@ EPILOG = """examples:
 An empty line stays an empty line. A line that is not UTF-8 or too long is named on stderr, counted, and has an empty
 line in its place.
 """
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where models run.
+
+    Args:
+        device: cpu or cuda; auto takes what is there.
+        dtype: of the weights.
+        backend: which implementation of the ops.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    backend: str = "auto"
+
+
+@dataclass(frozen=True)
+class TranslatorOptions:
+    """What a command makes its :class:`Translator` of.
+
+    models  directories; empty where none was given
+    """
+
+    models: list[Path]
+    placement: Placement
+    decoding: DecodingOptions
+
+    def keywords(self) -> dict[str, Any]:
+        """For a ``Translator``, or what makes one."""
+        placed = {**vars(self.placement), "dtype": getattr(torch, self.placement.dtype)}
+        return {**placed, **vars(self.decoding), "say": say}
+
+    def directories(self) -> list[Path]:
+        """The models, or the one that ships where none was given. Raises ValueError where there is none."""
+        if not (self.models or DEFAULT_MODEL.is_dir()):
+            raise ValueError(
+                "--model is needed: a directory that `rnnsearch train` wrote, such as run/best; no translation model "
+                "came with this installation"
+            )
+        return self.models or [DEFAULT_MODEL]
+
+    def translator(self, *, quiet: bool = False, **changes: Any) -> Translator:
+        """Raises as :meth:`directories` and as ``Translator``."""
+        directories = self.directories()
+        if not (self.models or quiet):
+            say(f"translating with the model that ships, {DEFAULT_MODEL.name}; --model takes another")
+        return Translator(directories, **{**self.keywords(), **changes})
+
+    def changed(self, *besides: str) -> list[str]:
+        """The options of decoding that are not what they are by default, ``besides`` left out."""
+        defaults = vars(DecodingOptions())
+        values = vars(self.decoding)
+        return [name for name in defaults if name not in besides and values[name] != defaults[name]]
+
+
+def add_translator_options(parser: ArgumentParser, *, leave_out: Collection[str] = (), shipped: bool = True) -> None:
+    """
+    Args:
+        leave_out: fields of DecodingOptions that the command does not take.
+        shipped: whether the model that ships is taken where none is given.
+    """
+    parser.add_argument(
+        "--model",
+        action="append",
+        metavar="DIRECTORY",
+        help="a trained model, run/best or a checkpoint; given again, several decide together"
+        + " (the one that ships)" * shipped,
+    )
+    special: dict[str, dict[str, Any]] = {
+        "ban": {"action": "append", "metavar": "TOKEN"},
+        "dictionary": {"type": str | None, "metavar": "FILE"},
+    }
+    add_settings(parser, DecodingOptions, leave_out=leave_out, special=special)
+    add_settings(parser, Placement)
+
+
+def read_translator_options(parsed: Namespace) -> TranslatorOptions:
+    models = [Path(directory) for directory in parsed.model or ()]
+    return TranslatorOptions(models, read_settings(Placement, parsed), read_settings(DecodingOptions, parsed))
 
 
 @dataclass(frozen=True)
@@ -47,9 +136,6 @@ class TranslateSettings:
         on_bad_line: a line that is not UTF-8 or too long is counted (skip) or an error.
         max_source_length: a text of more tokens is too long; 0 is no limit.
         progress: a bar on stderr while a file is translated; auto has one on a terminal.
-        device: cpu or cuda; auto takes what is there.
-        dtype: of the weights.
-        backend: which implementation of the ops.
     """
 
     input: str | None = None
@@ -60,9 +146,6 @@ class TranslateSettings:
     on_bad_line: Literal["skip", "error"] = "skip"
     max_source_length: int = 1000
     progress: Literal["auto", "always", "never"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    backend: str = "auto"
 
     def __post_init__(self) -> None:
         if self.scores and self.format != "text":
@@ -76,51 +159,24 @@ class TranslateSettings:
 @dataclass(frozen=True)
 class Command:
     settings: TranslateSettings
-    decoding: DecodingOptions
-    models: list[str]
+    translator: TranslatorOptions
     texts: list[str]
 
 
 def read_command(arguments: Sequence[str]) -> Command:
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(
-        prog="rnnsearch translate",
-        description="Translate texts, files and pipes with a model that `rnnsearch train` wrote. Every option below is "
-        "a key of the YAML file too.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", action="config", help="YAML file with any of the fields below")
+    parser = new_parser("translate", "[options] [TEXT ...]", "Translate texts, files and pipes.", EPILOG)
     parser.add_argument("texts", nargs="*", default=[], metavar="TEXT", help="a text to translate")
-    parser.add_argument(
-        "--model",
-        action="append",
-        metavar="DIRECTORY",
-        help="a trained model, run/best or a checkpoint; several decide together",
-    )
-    parser.add_class_arguments(TranslateSettings)
-    # What can be given several times, or as a file alone.
-    parser.add_class_arguments(DecodingOptions, skip={"ban", "dictionary"})
-    parser.add_argument("--ban", action="append", metavar="TOKEN", help="a token that never comes; may be repeated")
-    parser.add_argument(
-        "--dictionary",
-        type=str | None,
-        metavar="FILE",
-        help="with --unknown replace: source word, tab, target word a line; what it has for the source word is put",
-    )
-    parsed = parser.parse_args(spelled(arguments, parser))
-    if not parsed.model:
-        raise ValueError("--model is needed: a directory that `rnnsearch train` wrote, such as run/best")
+    add_translator_options(parser)
+    add_settings(parser, TranslateSettings)
+    parsed = parse(parser, arguments)
     if parsed.texts and parsed.input is not None:
         raise ValueError("a TEXT and --input are two inputs: give one of them")
-    values = {**vars(parsed), "ban": tuple(parsed.ban or ())}
-    for number, text in enumerate(parsed.texts, 1):
+    check_texts(parsed.texts)
+    return Command(read_settings(TranslateSettings, parsed), read_translator_options(parsed), list(parsed.texts))
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Raises ValueError for one that the terminal did not hand over as UTF-8."""
+    for number, text in enumerate(texts, 1):
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError(f"text {number} is not UTF-8")
-    return Command(
-        TranslateSettings(**{field.name: values[field.name] for field in fields(TranslateSettings)}),
-        DecodingOptions(**{field.name: values[field.name] for field in fields(DecodingOptions)}),
-        list(parsed.model),
-        list(parsed.texts),
-    )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rnnsearch.examples.scheduled_sampling import Decoded, decode, print_progress, train
+from rnnsearch.outputs import check_picture
 from rnnsearch.plot import new_figure, save_figure
 from rnnsearch_kernels import FusedBahdanauDecoder
 
@@ -148,6 +149,8 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=150)
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="what each word attended to, in two images")
     options = parser.parse_args()
+    if options.plot is not None:
+        check_picture("--plot", options.plot)
     torch.manual_seed(1)
     generator = torch.Generator().manual_seed(1)
     looks, model = appearance(generator), new_model()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rnnsearch.examples.scheduled_sampling import Decoded, decode, print_progress, train
+from rnnsearch.outputs import check_picture
 from rnnsearch.plot import new_figure, save_figure
 from rnnsearch_kernels import FusedBahdanauDecoder
 
@@ -154,6 +155,8 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=300)
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="what each digit attended to, in three lines")
     options = parser.parse_args()
+    if options.plot is not None:
+        check_picture("--plot", options.plot)
     torch.manual_seed(0)
     generator, model = random.Random(1), new_model()
 
