@@ -75,3 +75,27 @@ def test_no_table_larger_than_its_bound_is_made_unasked(monkeypatch: pytest.Monk
         for most in (bound, bound - 1):
             monkeypatch.setattr("rnnsearch.translation.TABLE_BYTES", most)
             assert model._table_pays(10) == (most == bound)
+
+
+def test_each_model_of_an_ensemble_has_its_table_and_the_bits_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [make_model(dtype=torch.float32, scale=1.0), other_model(dtype=torch.float32)]
+    ensemble, given = Ensemble(models), []
+    assert [table.shape[1] for table in ensemble.token_table()] == [3 * 7 + 2 * 3, 3 * 9 + 2 * 3]
+    step = type(models[0]).log_probs
+    monkeypatch.setattr(
+        type(models[0]), "log_probs", lambda *args, **named: given.append(named["token_table"]) or step(*args, **named)
+    )
+    for search in ("beam", "sample"):
+        found = []
+        for wanted in (True, False):
+            given.clear()
+            found.append(ensemble.translate(WORDS, search=search, n_best=2, max_length=6, token_table=wanted))
+            assert given and all((table is not None) == wanted for table in given)
+        for with_table, without in zip(*found, strict=True):
+            assert [entry.tokens for entry in with_table] == [entry.tokens for entry in without]
+            if native.extension() is not None:  # the reference leaves its products to the library
+                assert [entry.token_scores for entry in with_table] == [entry.token_scores for entry in without]
+    bound = sum(table.nbytes for table in ensemble.token_table())
+    for most in (bound, bound - 1):
+        monkeypatch.setattr("rnnsearch.translation.TABLE_BYTES", most)
+        assert ensemble._table_pays(10) == (most == bound)

@@ -57,12 +57,20 @@ class Ensemble(TranslationModel):
         return EnsembleMemory(memories, memories[0].memory, memories[0].key_padding_mask), states
 
     def log_probs(
-        self, tokens: Tensor, state: tuple[Tensor, ...], memory: EnsembleMemory, memory_index: Tensor
+        self,
+        tokens: Tensor,
+        state: tuple[Tensor, ...],
+        memory: EnsembleMemory,
+        memory_index: Tensor,
+        *,
+        token_table: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
         """A step of N hypotheses with the log-probabilities (N, V) of every token."""
+        models = self._models()
+        tables: Sequence[Tensor | None] = token_table or [None] * len(models)
         found = [
-            model.log_probs(tokens, part, prepared, memory_index)
-            for model, part, prepared in zip(self._models(), state, memory.parts, strict=True)
+            model.log_probs(tokens, part, prepared, memory_index, token_table=table)
+            for model, part, prepared, table in zip(models, state, memory.parts, tables, strict=True)
         ]
         log_probs, states, attn_weights = zip(*found, strict=True)
         mean = torch.stack(log_probs).logsumexp(dim=0) - math.log(len(found))
@@ -70,6 +78,13 @@ class Ensemble(TranslationModel):
         return mean.clamp_(max=0.0), states, torch.stack([weights.float() for weights in attn_weights]).mean(dim=0)
 
     step = log_probs
+
+    def token_table(self) -> tuple[Tensor, ...]:
+        """That of each model."""
+        return tuple(model.token_table() for model in self._models())
+
+    def _table_bytes(self) -> int:
+        return sum(model._table_bytes() for model in self._models())
 
     def _together(self, length: int, other: int) -> bool:
         return all(model._together(length, other) for model in self._models())

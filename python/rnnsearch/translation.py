@@ -54,24 +54,27 @@ class TranslationModel(nn.Module):
         """:meth:`step` with the log-probabilities (N, V) of every token, for what needs more than a few of them."""
         raise NotImplementedError
 
-    def token_table(self) -> Tensor | None:
-        """What saves :meth:`step` and :meth:`log_probs` their products with the tokens; None where nothing does."""
-        return None
+    def token_table(self) -> Any:
+        """What saves :meth:`step` and :meth:`log_probs` their products with the tokens, as their ``token_table``."""
+        raise NotImplementedError
 
     def _together(self, length: int, other: int) -> bool:
         """Whether sources of these lengths are the same bits in one batch as alone; if so, all between them are too."""
         return True
 
-    def _graph_key(self, token_table: Tensor | None) -> Hashable | None:
+    def _graph_key(self, token_table: Any) -> Hashable | None:
         """That of :func:`rnnsearch.beam_search.beam_search`; None keeps no graph."""
         return None
 
     def _table_pays(self, rows: int) -> bool:
         """Whether so many rows of steps are worth a :meth:`token_table`."""
+        return rows >= self.config.target_vocabulary_size and self._table_bytes() <= TABLE_BYTES
+
+    def _table_bytes(self) -> int:
         config = self.config
         width = 3 * config.hidden_size + 2 * config.readout_size
         item = 8 if next(self.parameters()).dtype == torch.float64 else 4
-        return rows >= config.target_vocabulary_size and item * config.target_vocabulary_size * width <= TABLE_BYTES
+        return item * config.target_vocabulary_size * width
 
     @torch.inference_mode()
     def generate(
@@ -80,7 +83,7 @@ class TranslationModel(nn.Module):
         source_lengths: Tensor | None = None,
         *,
         search: Callable[..., BeamSearchOutput] = beam_search,
-        token_table: Tensor | None = None,
+        token_table: Any = None,
         **options: Any,
     ) -> BeamSearchOutput:
         """Translations of padded sources (B, S) by beam search or :func:`rnnsearch.sampling.sample`, with its options.
