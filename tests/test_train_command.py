@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rnnsearch import cli, loss, snapshots, train_command, trainer
+from rnnsearch import cli, loss, measure, snapshots, train_command, trainer
 from rnnsearch.optimization import rate_factor
 from rnnsearch.settings import OptimizerOptions
 from rnnsearch.train_command import read_settings
@@ -202,7 +202,7 @@ def test_a_signal_saves_and_ends_wherever_it_comes_and_the_run_goes_on_bit_for_b
     text, whole, tmp_path, monkeypatch, where, which
 ):
     directory = tmp_path / "run"
-    place, name = {"update": (loss, "model_loss"), "measure": (trainer, "mean_loss")}[where]
+    place, name = {"update": (loss, "model_loss"), "measure": (measure, "mean_loss")}[where]
     inner, calls = getattr(place, name), []
 
     def interrupted(*args, **kwargs):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rnnsearch import RNNSearch, RNNSearchConfig, Vocabulary, cli, trainer
+from rnnsearch import RNNSearch, RNNSearchConfig, Vocabulary, cli, measure, trainer
 from rnnsearch.data import Pair, collate, pad
 from rnnsearch.interruption import interruptible
 from rnnsearch.loss import sequence_loss
@@ -152,7 +152,7 @@ def test_gradients_are_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_only_the_best_model_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses, saved = [3.0, 1.0, 2.0, 0.5, 0.5], []
     found = iter(losses)
-    monkeypatch.setattr(trainer, "mean_loss", lambda *arguments, **options: next(found))
+    monkeypatch.setattr(measure, "mean_loss", lambda *arguments, **options: next(found))
     original = Translator.save
 
     def save(self, directory, *arguments, **options):

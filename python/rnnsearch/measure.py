@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
+from rnnsearch import scores
+from rnnsearch.alignment import of_translation
 from rnnsearch.data import Pair, collate
 from rnnsearch.loss import model_loss
 from rnnsearch.model import RNNSearch, Translation
 from rnnsearch.processes import Processes
+from rnnsearch.settings import RunOptions
 from rnnsearch.stream import cut_batches
 from rnnsearch.translator import Translator
 
 Interrupted = Callable[[], bool]
+BATCH = 64
+
+
+class DevText(NamedTuple):
+    sources: list[str]
+    references: list[str]
+    pairs: list[Pair]
 
 
 class InterruptedMeasure(Exception):
@@ -24,6 +34,34 @@ class InterruptedMeasure(Exception):
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def measure_dev(
+    translator: Translator, dev: DevText, run: RunOptions, *, processes: Processes, interrupted: Interrupted
+) -> tuple[dict[str, float], list[list[Translation]]]:
+    """The loss, and BLEU where it is the run's metric; and translations, of the samples or for BLEU of all.
+
+    Raises InterruptedMeasure as :func:`mean_loss`.
+    """
+    model = translator.model
+    assert isinstance(model, RNNSearch)
+    shared: dict[str, Any] = {"processes": processes, "interrupted": interrupted}
+    values = {"loss": mean_loss(model, dev.pairs, size=BATCH, precision=run.precision, **shared)}
+    count = len(dev.sources) if run.metric == "bleu" else min(run.samples, len(dev.sources))
+    found = translate_all(translator, dev.sources[:count], beam_size=run.beam_size, **shared)
+    if run.metric == "bleu":
+        texts = [translator.text(entry[0]) if entry else "" for entry in found]
+        values["bleu"] = scores.score(scores.bleu, texts, dev.references, resamples=0).value
+    return values, found
+
+
+def samples(translator: Translator, sources: Sequence[str], found: Sequence[Sequence[Translation]]) -> Iterator[str]:
+    """Lines that show texts, their translations, and what these attended to."""
+    for source, entry in zip(sources, found, strict=False):
+        yield f"  {source}"
+        for best in entry[:1]:
+            yield f"  → {translator.text(best)}"
+            yield f"    {of_translation(translator, source, best).pharaoh()}"
 
 
 @torch.no_grad()
@@ -65,7 +103,7 @@ def translate_all(
     translator: Translator, texts: Sequence[str], *, processes: Processes, interrupted: Interrupted, **options: Any
 ) -> list[list[Translation]]:
     """The n best of every text, in every process. Raises InterruptedMeasure as :func:`mean_loss`."""
-    size = 64 * processes.count
+    size = BATCH * processes.count
     results: list[list[Translation]] = []
     for start in range(0, len(texts), size):
         some = list(texts[start : start + size])

@@ -19,6 +19,7 @@ from rnnsearch.config import PRESETS, RNNSearchConfig
 from rnnsearch.corpus import Corpus, CorpusError, ParallelText, Skips
 from rnnsearch.dataset import DatasetText
 from rnnsearch.interruption import interruptible
+from rnnsearch.measure import DevText
 from rnnsearch.model import RNNSearch
 from rnnsearch.monitor import Monitor
 from rnnsearch.outputs import check_directory
@@ -26,7 +27,7 @@ from rnnsearch.processes import Processes, joined
 from rnnsearch.segmentation import PLAIN, Segmentation, SentencePiece
 from rnnsearch.settings import DataOptions, ModelOptions, TrainSettings, preset
 from rnnsearch.stream import BatchStream
-from rnnsearch.trainer import CHECKPOINTS, DevText, Trainer
+from rnnsearch.trainer import CHECKPOINTS, Trainer
 from rnnsearch.translator import Translator
 from rnnsearch.vocabulary import Vocabulary
 

@@ -13,19 +13,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rnnsearch import scores, snapshots
+from rnnsearch import snapshots
 from rnnsearch.ahead import Ahead
-from rnnsearch.alignment import of_translation
 from rnnsearch.checkpoint import CheckpointError, check_weights
 from rnnsearch.data import Pair
 from rnnsearch.loss import ModelLoss
-from rnnsearch.measure import InterruptedMeasure, autocast, mean_loss
-from rnnsearch.measure import translate_all as translate_texts
+from rnnsearch.measure import DevText, InterruptedMeasure, autocast, measure_dev, samples
 from rnnsearch.model import RNNSearch
 from rnnsearch.monitor import Monitor
 from rnnsearch.optimization import load_optimizer, make_optimizer, optimizer_tensors, rate_factor
@@ -60,12 +58,6 @@ class Progress:
             return cls(**{**state, "position": Position(**state["position"])})
         except (TypeError, KeyError) as error:
             raise CheckpointError(f"{place / snapshots.STATE} is not the state of a run ({error})") from error
-
-
-class DevText(NamedTuple):
-    sources: list[str]
-    references: list[str]
-    pairs: list[Pair]
 
 
 class Trainer:
@@ -268,13 +260,7 @@ class Trainer:
         model = self.model if self.average is None else self.average.module
         assert isinstance(model, RNNSearch)
         translator = Translator(model, self.translator.source, self.translator.target)
-        shared: dict[str, Any] = {"processes": self.processes, "interrupted": self._interrupted}
-        values = {"loss": mean_loss(model, self.dev.pairs, size=64, precision=run.precision, **shared)}
-        count = len(self.dev.sources) if run.metric == "bleu" else min(run.samples, len(self.dev.sources))
-        found = translate_texts(translator, self.dev.sources[:count], beam_size=run.beam_size, **shared)
-        if run.metric == "bleu":
-            texts = [translator.text(entry[0]) if entry else "" for entry in found]
-            values["bleu"] = scores.score(scores.bleu, texts, self.dev.references, resamples=0).value
+        values, found = measure_dev(translator, self.dev, run, processes=self.processes, interrupted=self._interrupted)
         value = values["loss"] if run.metric == "loss" else -values["bleu"]
         better = math.isfinite(value) and (progress.best is None or value < progress.best)
         if better:
@@ -289,12 +275,8 @@ class Trainer:
         said = ", ".join(f"{name} {number:.4f}" for name, number in values.items())
         self.monitor.say(f"update {progress.update}: dev {said}{' (best, kept)' if better else ''}")
         self.monitor.curves(progress.update, {f"dev/{name}": number for name, number in values.items()})
-        for source, entry in zip(self.dev.sources[: run.samples], found, strict=False):
-            self.monitor.say(f"  {source}")
-            for best in entry[:1]:
-                self.monitor.say(
-                    f"  → {translator.text(best)}\n    {of_translation(translator, source, best).pharaoh()}"
-                )
+        for line in samples(translator, self.dev.sources[: run.samples], found):
+            self.monitor.say(line)
         self.model.train()
         if not run.save_every:
             self.save()
