@@ -174,6 +174,44 @@ def test_a_step_of_decoding_takes_two_launches_where_memory_gates_are_there(monk
     assert len(launches(monkeypatch, "decoder_step", args)) == expected
 
 
+def loads(monkeypatch, op, args):
+    """How many tiles a call reads, and how many programs it has."""
+    counts, load, begin = (
+        [0, 0],
+        interpreter.InterpreterBuilder.create_masked_load,
+        interpreter.InterpreterBuilder.set_grid_idx,
+    )
+
+    def loaded(*given):
+        counts[0] += 1
+        return load(*given)
+
+    def begun(*given):
+        counts[1] += 1
+        return begin(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(interpreter.InterpreterBuilder, "create_masked_load", loaded)
+        patched.setattr(interpreter.InterpreterBuilder, "set_grid_idx", begun)
+        overload_of(op, "triton")(*args.values())
+    return counts
+
+
+@pytest.mark.parametrize(("source", "reset_after"), [(2, True), (9, False)])
+@pytest.mark.parametrize("op", ["decoder_scan", "decoder_scan_backward"])
+def test_in_a_step_that_no_row_reaches_a_program_looks_at_its_rows_and_returns(monkeypatch, op, source, reset_after):
+    """A source of 9 positions is split, and its context multiplied in the loop."""
+    blocks_of(monkeypatch, BLOCK_S=4)
+    counts = []
+    for steps in (3, 4):
+        sizes, flags = {**SIZES, "B": 3, "S": source, "T": steps}, {"reset_after": reset_after}
+        args = example(BY_NAME[op], sizes=sizes, flags=flags)
+        args["input_lengths"] = torch.tensor([2, 1, 0])
+        counts.append(loads(monkeypatch, op, args))
+    (few, fewer), (more, programs) = counts
+    assert 0 < more - few <= 2 * (programs - fewer)
+
+
 @triton.jit
 def tanh_kernel(input_ptr, tanh_ptr, slope_ptr, TANH: tl.constexpr):
     place = tl.program_id(0) * 256 + tl.arange(0, 4)[:, None] * 64 + tl.arange(0, 64)[None, :]

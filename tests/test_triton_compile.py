@@ -97,7 +97,7 @@ class Kernel:
                 yield from ((workload, dtype, other) for other in sorted({arch, *own}))
 
 
-MASKS = {"padding_ptr": "*i1", "within_ptr": "*i1", "index_ptr": "*i64"}
+MASKS = {"padding_ptr": "*i1", "within_ptr": "*i1", "index_ptr": "*i64", "lengths_ptr": "*i64"}
 OPERANDS = {"COMPUTE": "storage", "PRECISION": "tf32x3"}
 
 

@@ -24,7 +24,16 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_merge import merge_kernel
-from .attention_parts import OF_A_STEP, VARIABLE, real_positions, row_start, scores_of, sentence_of, weighted_sum
+from .attention_parts import (
+    OF_A_STEP,
+    VARIABLE,
+    is_over,
+    real_positions,
+    row_start,
+    scores_of,
+    sentence_of,
+    weighted_sum,
+)
 from .configs import ATTEND, MERGE
 from .decoder_gates import advance
 from .launch import alignment, blocks, config_of, contiguous, ends_contiguous, rows_for, sharing
@@ -40,7 +49,7 @@ def attend_kernel(
     padding_ptr,  # (B, S) or None
     padding_stride,
     index_ptr,  # (N,) or None
-    within_ptr,  # (N,) or None: rows that still have steps; the others attend as if all were padding
+    within_ptr,  # (N,) or None: rows that still have steps; of the others nothing is read or written
     memory_ptr,  # (B, S, M) or None
     memory_stride_b,
     memory_gates_ptr,  # (B, S, 3H) or None
@@ -83,14 +92,12 @@ def attend_kernel(
     BLOCK_W: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
+    if is_over(within_ptr, row):
+        return
     first_position = tl.program_id(1) * BLOCK_S
     sentence = sentence_of(index_ptr, row)
     position = first_position + tl.arange(0, BLOCK_S)
     real = real_positions(padding_ptr, padding_stride, sentence, position, source)
-    within = True
-    if within_ptr is not None:
-        within = tl.load(within_ptr + row) != 0
-        real = real & within
     scores = scores_of(
         query_ptr + row * query_stride,
         row_start(keys_ptr, sentence, keys_stride_b, first_position, KEYS_STRIDE, KEYS_ALIGN),
@@ -146,7 +153,7 @@ def attend_kernel(
                     row,
                     unit,
                     exists,
-                    exists & within,
+                    exists,
                     input_gates_ptr,
                     input_gates_stride,
                     hidden_gates_ptr,
@@ -221,7 +228,8 @@ def attend(
     gates: Mapping[str, Any] = NO_GATES,
 ) -> None:
     """Writes ``attn_weights`` (N, S); from ``memory`` its ``context`` (N, M); from ``memory_gates`` the decoder's
-    gates, by what ``gates`` names. The last dimension of every argument is contiguous."""
+    gates, by what ``gates`` names. Rows that are not ``within`` (N,) are left as they are. The last dimension of every
+    argument is contiguous."""
     (rows, features), source = query.shape, keys.shape[1]
     padding, padding_stride = padding_of(key_padding_mask)
     config = config_of(ATTEND, keys, features)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .attention import of_values, padding_of
 from .attention_keys import keys_backward
-from .attention_parts import OF_A_STEP, VARIABLE, load_positions, real_positions, row_start
+from .attention_parts import OF_A_STEP, VARIABLE, is_over, load_positions, real_positions, row_start
 from .configs import ATTEND_BACKWARD, MERGE
 from .launch import blocks, config_of, ends_contiguous, rows_for, sharing
 from .tanh import tile_tanh_and_slope
@@ -48,6 +48,7 @@ def attend_backward_kernel(
     score_weight_ptr,  # (A,)
     padding_ptr,  # (B, S) or None
     padding_stride,
+    within_ptr,  # (B,) or None, as in attention.py
     grad_scores_ptr,  # (B, S); of a source that is split dα, from which Σ α dα is still to be taken
     grad_scores_stride,
     grad_query_ptr,  # (B, A), or None where the source is split
@@ -69,6 +70,8 @@ def attend_backward_kernel(
     BLOCK_W: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
+    if is_over(within_ptr, row):
+        return
     first_position = tl.program_id(1) * BLOCK_S
     position = first_position + tl.arange(0, BLOCK_S)
     real = real_positions(padding_ptr, padding_stride, row, position, source)
@@ -117,12 +120,13 @@ def attend_backward_kernel(
             tl.store(parts + A, tl.sum(attn_weights[:, None] * slope, axis=0), mask=exists)
 
 
-@triton.jit(do_not_specialize=VARIABLE)
+@triton.jit(do_not_specialize=VARIABLE, do_not_specialize_on_alignment=OF_A_STEP)
 def merge_backward_kernel(
     sums_ptr,  # (B, chunks)
     means_ptr,  # (B, chunks)
     grad_query_parts_ptr,  # (B, chunks, 2, A)
     score_weight_ptr,  # (A,)
+    within_ptr,  # (B,) or None
     grad_query_ptr,  # (B, A)
     grad_query_stride,
     mean_ptr,  # (B,)
@@ -132,6 +136,8 @@ def merge_backward_kernel(
     BLOCK_W: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
+    if is_over(within_ptr, row):
+        return
     feature = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
     exists = feature < A
     sums = tl.zeros((BLOCK_C,), tl.float32)
@@ -163,13 +169,15 @@ def attend_backward(
     keys: Tensor,
     score_weight: Tensor,
     key_padding_mask: Tensor | None,
+    within: Tensor | None,
     attn_weights: Tensor,
     grad_scores: Tensor,
     grad_query: Tensor,
     mean: Tensor,
 ) -> None:
     """Writes ``grad_query`` (B, A); and, where ``is_split``, dα to ``grad_scores`` (B, S) and Σ α dα to ``mean`` (B,),
-    from which :func:`finish_scores` makes the scores' gradients of all steps at once."""
+    from which :func:`finish_scores` makes the scores' gradients of all steps at once. Rows that are not ``within`` (B,)
+    are left as they are."""
     (rows, source, width), features = values.shape, keys.shape[2]
     padding, padding_stride = padding_of(key_padding_mask)
     config = config_of(ATTEND_BACKWARD, keys, features)
@@ -191,6 +199,7 @@ def attend_backward(
         score_weight_ptr=score_weight,
         padding_ptr=padding,
         padding_stride=padding_stride,
+        within_ptr=within,
         grad_scores_ptr=grad_scores,
         grad_scores_stride=grad_scores.stride(0),
         grad_query_ptr=grad_query if chunks == 1 else None,
@@ -210,6 +219,7 @@ def attend_backward(
             means_ptr=means,
             grad_query_parts_ptr=parts,
             score_weight_ptr=score_weight,
+            within_ptr=within,
             grad_query_ptr=grad_query,
             grad_query_stride=grad_query.stride(0),
             mean_ptr=mean,
@@ -255,6 +265,7 @@ def additive_attention_backward(
         keys,
         score_weight,
         key_padding_mask,
+        None,
         attn_weights,
         grad_scores,
         grad_query,
@@ -262,7 +273,7 @@ def additive_attention_backward(
     )
     finish_scores(keys, attn_weights, grad_scores, mean)
     grad_keys, grad_score_weight = keys_backward(
-        grad_scores[:, None], query[:, None], keys, score_weight, key_padding_mask
+        grad_scores[:, None], query[:, None], keys, score_weight, key_padding_mask, None
     )
     grad_memory = (attn_weights[..., None] * grad_context[:, None]).to(memory.dtype)
     return grad_query, grad_keys, grad_memory, grad_score_weight

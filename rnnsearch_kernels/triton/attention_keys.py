@@ -24,6 +24,7 @@ def grad_keys_kernel(
     score_weight_ptr,  # (A,)
     padding_ptr,  # (B, S) or None
     padding_stride,
+    lengths_ptr,  # (B,) or None: the steps that have gradients
     grad_keys_ptr,  # (B, S, A)
     grad_score_weight_ptr,  # (B, blocks of S, A): what each block of positions adds
     steps,
@@ -49,6 +50,8 @@ def grad_keys_kernel(
     of_weight = tl.zeros((BLOCK_S, BLOCK_A), tl.float32)
     query_at_step = queries_ptr + row * queries_stride_b + feature
     scores_at_step = grad_scores_ptr + row * steps * source + position
+    if lengths_ptr is not None:
+        steps = tl.load(lengths_ptr + row).to(tl.int32)
     for _ in range(steps):
         query = tl.load(query_at_step, mask=exists, other=0.0).to(tl.float32)
         grad_scores = tl.load(scores_at_step, mask=exists_s, other=0.0)
@@ -67,9 +70,14 @@ def grad_keys_kernel(
 
 
 def keys_backward(
-    grad_scores: Tensor, queries: Tensor, keys: Tensor, score_weight: Tensor, key_padding_mask: Tensor | None
+    grad_scores: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    score_weight: Tensor,
+    key_padding_mask: Tensor | None,
+    lengths: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the keys and of the score weight from ``grad_scores`` (B, T, S) of all steps."""
+    """Gradients of the keys and of the score weight from ``grad_scores`` (B, T, S) of all steps, or of ``lengths``."""
     (rows, source, features), steps = keys.shape, queries.shape[1]
     padding, padding_stride = padding_of(key_padding_mask)
     config = config_of(GRAD_KEYS, keys, features)
@@ -85,6 +93,7 @@ def keys_backward(
         score_weight_ptr=score_weight,
         padding_ptr=padding,
         padding_stride=padding_stride,
+        lengths_ptr=lengths,
         grad_keys_ptr=grad_keys,
         grad_score_weight_ptr=grad_score_weight,
         steps=steps,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .attention_parts import OF_A_STEP, VARIABLE
+from .attention_parts import OF_A_STEP, VARIABLE, is_over
 from .decoder_gates import advance
 
 
@@ -81,6 +81,8 @@ def merge_kernel(
 ):
     """A block of columns a program, of the context first, then of the gates; the weights are shared out among them."""
     row = tl.program_id(0).to(tl.int64)
+    if is_over(within_ptr, row):
+        return
     block = tl.program_id(1)
     maxima = maxima_ptr + row * chunks
     maximum, total = merged_statistics(maxima, totals_ptr + row * chunks, chunks, BLOCK_C)
@@ -103,9 +105,6 @@ def merge_kernel(
         unit = (block - context_blocks) * BLOCK_W + tl.arange(0, BLOCK_W)
         exists = unit < H
         if block >= context_blocks:
-            mask = exists
-            if within_ptr is not None:
-                mask = mask & (tl.load(within_ptr + row) != 0)
             parts = context_gates_ptr + row * chunks * (3 * H)
             advance(
                 merged_sum(parts, maxima, maximum, chunks, unit, exists, 3 * H, BLOCK_C) / total,
@@ -114,7 +113,7 @@ def merge_kernel(
                 row,
                 unit,
                 exists,
-                mask,
+                exists,
                 input_gates_ptr,
                 input_gates_stride,
                 hidden_gates_ptr,

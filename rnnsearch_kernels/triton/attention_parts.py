@@ -56,6 +56,26 @@ def step_but(operand: str) -> tuple[str, ...]:
 
 
 @triton.jit
+def is_over(within_ptr, row):
+    """Whether a row is past its length, so that its program may return: what it would leave, zeros and the state that
+    was carried there, is there."""
+    over = False
+    if within_ptr is not None:
+        over = tl.load(within_ptr + row) == 0
+    return over
+
+
+@triton.jit
+def all_over(within_ptr, block, rows, BLOCK_ROWS: tl.constexpr):
+    """:func:`is_over` of a block of rows."""
+    over = False
+    if within_ptr is not None:
+        row = block.to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+        over = tl.max(tl.load(within_ptr + row, mask=row < rows, other=0).to(tl.int32), axis=0) == 0
+    return over
+
+
+@triton.jit
 def sentence_of(index_ptr, row):
     """The sentence that a row attends to, 64-bit."""
     sentence = row

@@ -84,7 +84,7 @@ def decoder_step(
     query_bias, hidden_bias = contiguous(query_bias), contiguous(hidden_bias)
     entering = state if state_mask is None else state * state_mask
     query, hidden_gates = project_state(
-        entering, query_weight, query_bias, hidden_weight, hidden_bias, reset_after, LINEAR
+        entering, query_weight, query_bias, hidden_weight, hidden_bias, reset_after, None, LINEAR
     )
     attn_weights, context = rows_for(state, rows, memory.shape[1]), memory.new_empty((rows, memory.shape[2]))
     new_state, gates = rows_for(state, rows, hidden), rows_for(state, rows, 4 * hidden)
@@ -154,18 +154,20 @@ def decoder_scan(
     within = steps_within(input_lengths, steps)
     memory_gates = gates_of_memory(memory, context_weight, steps)
 
-    states, gates = rows_for(state, rows, steps, hidden), rows_for(state, rows, steps, 4 * hidden)
-    attn_weights = rows_for(state, rows, steps, source)
+    # Zeros where a length may leave something unwritten.
+    new = memory.new_empty if within is None else memory.new_zeros
+    states, gates = (new((rows, steps, size), dtype=state.dtype) for size in (hidden, 4 * hidden))
+    attn_weights = new((rows, steps, source), dtype=state.dtype)
     # Step by step, so that the stride of a product's rows, a constant of its kernel, does not depend on T.
-    by_step = memory.new_empty((steps if memory_gates is None else 0, rows, width))
+    by_step = new((steps if memory_gates is None else 0, rows, width))
     operand = operand_dtype(memory.dtype)
     carried = state.clone(memory_format=torch.contiguous_format)
     entering = (carried if state_mask is None else carried * state_mask).to(operand, copy=True)
-    reset_state = None if reset_after else torch.empty_like(entering)
+    reset_state = None if reset_after else torch.zeros_like(entering)
     for t in range(steps):
         within_t = None if within is None else within[t]
         query, hidden_gates = project_state(
-            entering, query_weight, query_bias, hidden_weight, hidden_bias, reset_after, PROJECTION
+            entering, query_weight, query_bias, hidden_weight, hidden_bias, reset_after, within_t, PROJECTION
         )
         of_gates = gates_arguments(
             input_gates[:, t],

@@ -17,7 +17,7 @@ from .attention_keys import keys_backward
 from .configs import PROJECTION
 from .decoder import gates_of_memory, real_memory, steps_within
 from .decoder_products_backward import state_backward
-from .launch import batched_product, contiguous, ends_contiguous, operand_dtype, rows_for
+from .launch import batched_product, contiguous, ends_contiguous, operand_dtype
 from .product import linear
 
 
@@ -64,16 +64,17 @@ def decoder_scan_backward(
         queries += query_bias
     grad_from_outside = batched_product(grad_contexts, real.mT) + grad_attn_weights
 
-    # Step by step, as in decoder_scan; what the products take is in their dtype.
-    operand = operand_dtype(storage)
-    grad_queries = memory.new_empty((steps, rows, features), dtype=operand)
-    grad_hiddens = memory.new_empty((steps, rows, 3 * hidden), dtype=operand)
-    grad_input = rows_for(state, steps, rows, 3 * hidden)
-    grad_scores, means = rows_for(state, rows, steps, source), rows_for(state, steps, rows)
+    # Step by step, and zeros, as in decoder_scan; what the products take is in their dtype.
+    new, operand = memory.new_empty if within is None else memory.new_zeros, operand_dtype(storage)
+    grad_queries = new((steps, rows, features), dtype=operand)
+    grad_hiddens = new((steps, rows, 3 * hidden), dtype=operand)
+    grad_input = new((steps, rows, 3 * hidden), dtype=state.dtype)
+    grad_scores, means = new((rows, steps, source), dtype=state.dtype), new((steps, rows), dtype=state.dtype)
     carried = torch.zeros_like(state, memory_format=torch.contiguous_format)
     context_back = context_weight.t().contiguous() if memory_gates is None else None
     following = None
     for t in reversed(range(steps)):
+        within_t = None if within is None else within[t]
         state_backward(
             following,
             query_weight,
@@ -84,7 +85,7 @@ def decoder_scan_backward(
             grad_states[:, t],
             old_states[:, t],
             gates[:, t],
-            None if within is None else within[t],
+            within_t,
             grad_input[t],
             grad_hiddens[t],
         )
@@ -96,6 +97,7 @@ def decoder_scan_backward(
             keys,
             score_weight,
             key_padding_mask,
+            within_t,
             attn_weights[:, t],
             grad_scores[:, t],
             grad_queries[t],
@@ -105,7 +107,9 @@ def decoder_scan_backward(
     state_backward(following, query_weight, hidden_weight, carried, state_mask, reset_after)
 
     finish_scores(keys, attn_weights, grad_scores, means.t())
-    grad_keys, grad_score_weight = keys_backward(grad_scores, queries, keys, score_weight, key_padding_mask)
+    grad_keys, grad_score_weight = keys_backward(
+        grad_scores, queries, keys, score_weight, key_padding_mask, contiguous(input_lengths)
+    )
     grad_all_contexts = batched_product(grad_input.flatten(0, 1)[None], context_weight[None])[0]
     grad_all_contexts = grad_all_contexts.unflatten(0, (steps, rows)).transpose(0, 1) + grad_contexts
     grad_memory = batched_product(attn_weights.mT, grad_all_contexts.to(storage))

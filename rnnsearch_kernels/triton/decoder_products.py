@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention_parts import OF_A_STEP, VARIABLE, step_but
+from .attention_parts import OF_A_STEP, VARIABLE, all_over, step_but
 from .configs import DECODER
 from .decoder_gates import advance, finish
 from .launch import blocks, compute_type, config_of, ends_contiguous, precision
@@ -65,6 +65,8 @@ def context_gates_kernel(
     COMPUTE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    if all_over(within_ptr, tl.program_id(1), rows, BLOCK_B):
+        return
     row, row_exists, unit, unit_exists, exists, mask = tile_of(rows, within_ptr, H, BLOCK_B, BLOCK_H)
     weight = context_weight_ptr + unit.to(tl.int64)[None, :] * WEIGHT_STRIDE
     context_r = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
@@ -134,6 +136,8 @@ def candidate_kernel(
     PRECISION: tl.constexpr,
 ):
     """The second half of a step whose reset comes before the product."""
+    if all_over(within_ptr, tl.program_id(1), rows, BLOCK_B):
+        return
     row, row_exists, unit, unit_exists, exists, mask = tile_of(rows, within_ptr, H, BLOCK_B, BLOCK_H)
     place = 2 * H + unit.to(tl.int64)
     u_n = rows_product(

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention_parts import OF_A_STEP, VARIABLE, step_but
+from .attention_parts import OF_A_STEP, VARIABLE, all_over, step_but
 from .configs import DECODER_BACKWARD
 from .decoder_gates import masked
 from .decoder_products import grid_of, tile_of
@@ -86,6 +86,8 @@ def state_backward_kernel(
     PRECISION: tl.constexpr,
 ):
     """From the gradients of a step's query and u to those of the gates of the step before, r's with RESET_AFTER."""
+    if all_over(within_ptr, tl.program_id(1), rows, BLOCK_B):  # and so was the step after: nothing has come from it
+        return
     row, row_exists, unit, unit_exists, exists, mask = tile_of(rows, within_ptr, H, BLOCK_B, BLOCK_H)
     place = row[:, None] * H + unit[None, :]
     later = tl.load(carried_ptr + place, mask=exists, other=0.0)
@@ -171,6 +173,8 @@ def reset_backward_kernel(
     PRECISION: tl.constexpr,
 ):
     """Where the reset comes before the product: the gradient of what enters r."""
+    if all_over(within_ptr, tl.program_id(1), rows, BLOCK_B):
+        return
     row, row_exists, unit, unit_exists, exists, mask = tile_of(rows, within_ptr, H, BLOCK_B, BLOCK_H)
     candidate: tl.constexpr = 2 * H * HIDDEN_WEIGHT_STRIDE
     grad_reset_state = add_product(
@@ -217,8 +221,8 @@ def state_backward(
     grad_u: Tensor | None = None,
 ) -> None:
     """``following`` are the gradients of the query and of u of the step after. Writes ``grad_input``, ``grad_u``
-    (B, 3H) and ``carried``; without the arguments that have defaults only the first state's gradient, to ``carried``.
-    """
+    (B, 3H), which where ``within`` (B,) is False hold zeros before, and ``carried``; without the arguments that have
+    defaults only the first state's gradient, to ``carried``."""
     rows, hidden = carried.shape
     grad_query, grad_hidden = following or (None, None)
     config = config_of(DECODER_BACKWARD, hidden_weight, hidden)

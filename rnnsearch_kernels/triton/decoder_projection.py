@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .attention_parts import all_over
 from .configs import Table
 from .launch import blocks, compute_type, config_of, precision, rows_for
 from .product import load_bias, rows_product
@@ -59,13 +60,14 @@ def project(
     tl.store(output_ptr + place, output, mask=row_exists[:, None] & exists[None, :])
 
 
-@triton.jit(do_not_specialize=("rows",))
+@triton.jit(do_not_specialize=("rows",), do_not_specialize_on_alignment=("within_ptr",))
 def projection_kernel(
     entering_ptr,  # (N, H): the old state as it enters the products
     query_weight_ptr,  # (A, H)
     query_bias_ptr,  # (A,) or None
     hidden_weight_ptr,  # (3H, H)
     hidden_bias_ptr,  # (3H,) or None
+    within_ptr,  # (N,) or None: rows that still have steps; where no row of a program has, nothing is written
     query_ptr,  # (N, A) float32
     hidden_gates_ptr,  # (N, THROUGH) float32
     rows,
@@ -83,6 +85,8 @@ def projection_kernel(
 ):
     # Neighbouring programs share their columns' weights, which are read from far away once.
     row_blocks = tl.cdiv(rows, BLOCK_ROWS)
+    if all_over(within_ptr, tl.program_id(0) % row_blocks, rows, BLOCK_ROWS):
+        return
     row = (tl.program_id(0) % row_blocks).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     row_exists = row < rows
     block = tl.program_id(0) // row_blocks
@@ -134,9 +138,11 @@ def project_state(
     hidden_weight: Tensor,
     hidden_bias: Tensor | None,
     reset_after: bool,
+    within: Tensor | None,
     table: Table,
 ) -> tuple[Tensor, Tensor]:
-    """The query (N, A) and u (N, 3H), or u of r and z alone (N, 2H), from the old state as it enters the products."""
+    """The query (N, A) and u (N, 3H), or u of r and z alone (N, 2H), from the old state as it enters the products; of
+    rows that are not ``within`` (N,) anything."""
     (rows, hidden), features = entering.shape, query_weight.shape[0]
     through = 3 * hidden if reset_after else 2 * hidden
     query, hidden_gates = rows_for(entering, rows, features), rows_for(entering, rows, through)
@@ -148,6 +154,7 @@ def project_state(
         query_bias_ptr=query_bias,
         hidden_weight_ptr=hidden_weight,
         hidden_bias_ptr=hidden_bias,
+        within_ptr=within,
         query_ptr=query,
         hidden_gates_ptr=hidden_gates,
         rows=rows,
