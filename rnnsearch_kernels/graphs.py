@@ -19,11 +19,12 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["KEPT", "GraphCache", "Limits", "bucket", "limits", "surroundings", "turned_on"]
+__all__ = ["KEPT", "GraphCache", "Limits", "bucket", "capture_stream", "limits", "surroundings", "turned_on"]
 
 COUNT = 32
 SHARE = 10  # of a device's memory
@@ -67,6 +68,13 @@ def turned_on(device: torch.device) -> bool:
 def surroundings(device: torch.device) -> Hashable:
     """What a graph depends on beside its arguments: its buffers are safe on one stream, its products of one kind."""
     return device, torch.cuda.current_stream(device).cuda_stream, torch.backends.cuda.matmul.fp32_precision
+
+
+@cache
+def capture_stream(device: torch.device, stream: int) -> torch.cuda.Stream:
+    """Where what will be replayed on ``stream`` is captured: one for all of it, since with a stream goes a workspace of
+    cuBLAS's, which is never let go, and no other's, for graphs that run side by side must not share that."""
+    return torch.cuda.Stream(device)
 
 
 class _Entry(NamedTuple):

@@ -6,6 +6,7 @@ import math
 import random
 import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +16,13 @@ from rnnsearch import beam_search
 from rnnsearch.candidates import banned_ids, completing_ids
 from rnnsearch.fixed_search import FixedSteps, fixed_search
 from rnnsearch.hypotheses import BeamSearchOutput
-from rnnsearch.replay import IN_FLIGHT, WARM_UP, Captured, LateFlag, Replayed
+from rnnsearch.replay import IN_FLIGHT, WARM_UP, Captured, LateFlag, Replayed, cuda_capture
 from small_model import make_model
 from test_beam_search import BOS, EOS, Toy
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
+
+from rnnsearch_kernels import graphs
 
 module = sys.modules["rnnsearch.beam_search"]
 
@@ -200,6 +203,36 @@ def test_work_that_there_is_no_memory_to_capture_is_called_on_as_it_is() -> None
     for _ in range(WARM_UP + 3):
         step()
     assert log == ["call"] * WARM_UP + ["told"] + ["call"] * 3 and not step.captured
+
+
+def test_all_that_a_stream_replays_is_captured_on_one_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, used, current = [], [], SimpleNamespace(device=torch.device("cuda", 1), cuda_stream=7)
+    current.wait_stream = lambda stream: None
+    graph = SimpleNamespace(capture_begin=lambda **options: None, capture_end=lambda: None, replay=lambda: None)
+
+    def stream(device: torch.device) -> SimpleNamespace:
+        made.append(SimpleNamespace(device=device, wait_stream=lambda stream: None))
+        return made[-1]
+
+    @contextmanager
+    def on(stream: SimpleNamespace):
+        used.append(stream)
+        yield
+
+    for name, value in (
+        ("current_stream", lambda: current),
+        ("Stream", stream),
+        ("stream", on),
+        ("CUDAGraph", lambda: graph),
+        ("memory_reserved", lambda device: 0),
+    ):
+        monkeypatch.setattr(torch.cuda, name, value)
+    graphs.capture_stream.cache_clear()
+    for current.cuda_stream in (7, 8, 7):
+        cuda_capture(lambda: None)
+    graphs.capture_stream.cache_clear()
+    assert len(made) == 2 and used == [made[0], made[1], made[0]]
+    assert all(stream.device == current.device for stream in made)
 
 
 class Copy:

@@ -208,3 +208,19 @@ def test_a_key_wants_a_prepared_memory() -> None:
     state, memory = torch.zeros(1, 2), object()
     with pytest.raises(TypeError, match="`graph_key` needs a PreparedMemory; `memory` is object"):
         beam_search(lambda *_: None, state, memory, bos_id=1, eos_id=2, max_length=3, graph_key="key")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_a_gpu_finds_what_the_cpu_finds_by_a_graph_that_an_earlier_search_has_left(backend: str) -> None:
+    model, draw = make_model(backend="reference"), random.Random(7)
+    ours = copy.deepcopy(model).cuda()
+    ours.backend = ours.decoder.backend = backend
+    graphs.KEPT.clear()
+    for count, longest in ((17, 18), (18, 17), (17, 17)):
+        source, lengths = sources(draw, count, longest)
+        wanted = model.generate(source, lengths, beam_size=3, max_length=11, engine="shrinking")
+        found = ours.generate(source.cuda(), lengths.cuda(), beam_size=3, max_length=11, engine="graph")
+        assert torch.equal(found.tokens.cpu(), wanted.tokens)
+        torch.testing.assert_close(found.scores.cpu(), wanted.scores)
+    assert len(graphs.KEPT) == 1

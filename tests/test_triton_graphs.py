@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import tolerances
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnnsearch_kernels import graphs, reference, triton
 from rnnsearch_kernels.graphs import GraphCache, Limits, bucket
@@ -128,6 +129,38 @@ def test_results_are_the_callers_own():
                     isinstance(value, torch.Tensor)]  # fmt: skip
         assert len(set(pointers)) == len(pointers) and all(map(torch.equal, first, again))
         first = again
+
+
+class Copies(TorchDispatchMode):
+    """Counts the calls that copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += any(name in func.overloadpacket.__name__ for name in ("copy", "clone"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("op", triton.LOOPS)
+def test_a_replay_copies_what_has_one_dtype_in_one_call(op, mode):
+    """Arguments in, results out: whatever the loop, a few calls of the host."""
+    recorder = Recorder()
+    with mode():
+        args = example(BY_NAME[op], torch.bfloat16, sizes={**SIZES, "B": 17}, absent=INFERENCE_ONLY)
+        for _ in range(2):
+            recorder.run(op, args)
+        copies, loop = Copies(), getattr(reference, op)
+        recorder.capture = None
+        (entry,) = recorder.kept._entries.values()
+        entry.graph.replay = lambda: None
+        with copies:
+            recorder.run(op, args)
+    tensors = [value for value in args.values() if isinstance(value, torch.Tensor)]
+    dtypes = [len({value.dtype for value in each}) for each in (tensors, loop(*args.values()))]
+    assert copies.count == sum(dtypes) < len(tensors)
 
 
 @pytest.mark.parametrize("steps", [5, 17])
@@ -290,9 +323,9 @@ def capturing(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: current)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: (device, current.cuda_stream))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: next(reserved))
-    house.capture_stream.cache_clear()
+    graphs.capture_stream.cache_clear()
     yield events, current
-    house.capture_stream.cache_clear()
+    graphs.capture_stream.cache_clear()
 
 
 def test_a_capture_follows_a_plain_run_on_the_same_memory_and_has_a_stream_for_each_that_replays(capturing):
@@ -365,3 +398,39 @@ def test_inside_somebody_elses_capture_the_launches_are_plain(monkeypatch, captu
     monkeypatch.delenv("RNNSEARCH_CUDA_GRAPHS", raising=False)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     assert graphs.KEPT.usable(torch.device("cuda")) != capturing
+
+
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available() or triton.why_missing() is not None, reason="needs a CUDA device and Triton"
+)
+
+
+def on_the_gpu(op, seed, steps):
+    """Arguments of one bucket for 17 and 18 steps."""
+    sizes = {**SIZES, "B": 17, "T": steps, "S": 33}
+    return list(example(BY_NAME[op], seed=seed, sizes=sizes, absent=INFERENCE_ONLY, device="cuda").values())
+
+
+@needs_gpu
+@pytest.mark.parametrize("op", triton.LOOPS)
+def test_a_gpu_replays_the_bits_that_it_launched(op, monkeypatch):
+    monkeypatch.delenv("RNNSEARCH_CUDA_GRAPHS", raising=False)
+    graphs.KEPT.clear()
+    calls = [on_the_gpu(op, seed, steps) for seed, steps in enumerate((17, 18, 17))]
+    first = [overload_of(op, "triton")(*args) for args in calls]  # plainly, captured, replayed
+    again = [overload_of(op, "triton")(*args) for args in calls]
+    assert len(graphs.KEPT) == 1
+    assert all(torch.equal(*pair) for results in zip(first, again, strict=True) for pair in zip(*results, strict=True))
+
+
+@needs_gpu
+@pytest.mark.parametrize("op", triton.LOOPS)
+def test_a_gpu_has_a_loop_in_somebody_elses_graph(op, monkeypatch):
+    monkeypatch.delenv("RNNSEARCH_CUDA_GRAPHS", raising=False)
+    args = on_the_gpu(op, 0, 17)
+    wanted = overload_of(op, "triton")(*args)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = overload_of(op, "triton")(*args)
+    graph.replay()
+    assert all(map(torch.equal, found, wanted))

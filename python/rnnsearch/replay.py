@@ -61,7 +61,8 @@ def cuda_capture(work: Work) -> Captured:
 
     ``torch.cuda.graph`` would wait for the device and empty the allocator's cache first; nothing here needs that.
     """
-    current, stream, graph = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    current, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+    stream = graphs.capture_stream(current.device, current.cuda_stream)
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
         # What a capture takes comes from a pool of its own.

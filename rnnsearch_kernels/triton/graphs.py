@@ -1,7 +1,7 @@
 """A loop's launches as one CUDA graph, for all sizes of a bucket.
 
 B, T and S are padded to their bucket (:func:`rnnsearch_kernels.graphs.bucket`), which changes no number: a padded step
-lies past every length and a padded row has length 0, so both are no-ops; padded positions are masked. Lengths and mask
+lies past every length and a padded row has length 0: programs return at once; padded positions are masked. Lengths and mask
 are made where none were given; a call that is as large as its bucket goes without them, by a graph of its own. All
 other sizes are the model's, and stay as they are.
 
@@ -18,14 +18,13 @@ that it uses again, ours with it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from functools import cache
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..graphs import KEPT, GraphCache, bucket, surroundings
+from ..graphs import KEPT, GraphCache, bucket, capture_stream, surroundings
 from ..schema import BY_NAME, MASK, Arg, Flag, Op
 
 Results = tuple[Tensor, ...]
@@ -35,13 +34,6 @@ Captured = tuple[Callable[[], None], Results, int]
 
 REMEMBERED = 256  # buckets seen once
 PADDED = ("B", "T", "S")
-
-
-@cache
-def capture_stream(device: torch.device, stream: int) -> torch.cuda.Stream:
-    """Where what will be replayed on ``stream`` is captured. torch's own choice is one stream, on one device; and with
-    the stream goes cuBLAS's workspace, which graphs that run side by side must not share."""
-    return torch.cuda.Stream(device)
 
 
 def capture(function: Loop, own: Sequence[Any]) -> Captured:
@@ -67,6 +59,18 @@ def capture(function: Loop, own: Sequence[Any]) -> Captured:
             raise failure from None
         raise
     return graph.replay, results, nbytes
+
+
+def copy_all(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """``mine.copy_(theirs)`` of every pair. Those of one dtype are one call of the host, and where all of them are laid
+    out alike one launch."""
+    groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for mine, theirs in pairs:
+        group = groups.setdefault(mine.dtype, ([], []))
+        group[0].append(mine)
+        group[1].append(theirs)
+    for own, given in groups.values():
+        torch._foreach_copy_(own, given)
 
 
 class Call:
@@ -114,12 +118,14 @@ class Call:
 
     def fill(self, own: Sequence[Any], *, clean: bool) -> None:
         """Write the arguments into ``own``; ``clean`` says that its padding is what it should be."""
+        pairs = []
         for arg, mine, theirs in zip(self.op.args, own, self.args, strict=True):
             if isinstance(arg, Flag) or theirs is None:
                 continue
             if not clean and mine.shape != theirs.shape:
                 mine.fill_(arg.role == MASK)
-            self._real(arg.shape, mine).copy_(theirs)
+            pairs.append((self._real(arg.shape, mine), theirs))
+        copy_all(pairs)
 
     def _real(self, letters: tuple[str, ...], value: Tensor) -> Tensor:
         """The part of ``value`` that is no padding."""
@@ -130,10 +136,10 @@ class Call:
 
     def results(self, found: Results) -> Results:
         """Copies of what is no padding."""
-        return tuple(
-            self._real(result.shape, value).clone(memory_format=torch.contiguous_format)
-            for result, value in zip(self.op.results, found, strict=True)
-        )
+        real = [self._real(result.shape, value) for result, value in zip(self.op.results, found, strict=True)]
+        copies = [value.new_empty(value.shape) for value in real]
+        copy_all(zip(copies, real, strict=True))
+        return tuple(copies)
 
     def plainly(self, function: Loop) -> Results:
         """The loop on arguments that are laid out as a graph's own: a library's product may depend on that."""
