@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,8 +48,9 @@ def judged(case: Case) -> tuple[Errors, dict[Contender, str]]:
             who = f"{contender.backend} in {str(dtype).removeprefix('torch.')}"
             try:
                 found = errors(case, call(), truth)
-            except torch.OutOfMemoryError as error:
-                complaints[contender] = f"{case.workload.name} {case.op}: {who}: {str(error).splitlines()[0]}"
+            except Exception as error:  # a contender's own; the others have their turn
+                said = (str(error).splitlines() or [""])[0]
+                complaints[contender] = f"{case.workload.name} {case.op}: {who}: {type(error).__name__}: {said}"
                 continue
             everybody[contender] = found
             first = not eager  # and that is eager, where it is there
@@ -62,6 +64,13 @@ def judged(case: Case) -> tuple[Errors, dict[Contender, str]]:
                         f"{allowed:.3g} would be explained by its dtype"
                     )
     return everybody, complaints
+
+
+def without_wrong(case: Case) -> tuple[Case, Errors, list[str]]:
+    """``case`` without those whose results are wrong, everybody's `errors`, and what is wrong with whom."""
+    everybody, complaints = judged(case)
+    calls = {contender: call for contender, call in case.calls.items() if contender not in complaints}
+    return replace(case, calls=calls), everybody, list(complaints.values())
 
 
 def check(case: Case) -> Errors:

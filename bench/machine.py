@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import subprocess
+import time
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def header(device: torch.device, threads: int) -> list[str]:
     """Machine, versions and commit, a line each."""
     lines = [
+        f"date      {time.strftime('%d %B %Y', time.gmtime()).lstrip('0')}",
         f"machine   {_processor()}, {os.cpu_count()} cores; {threads} thread{'s' * (threads > 1)} used",
         f"software  rnnsearch-kernels {rnnsearch_kernels.__version__}, torch {torch.__version__}, "
         f"Python {platform.python_version()}, {platform.system()}",
@@ -25,8 +28,16 @@ def header(device: torch.device, threads: int) -> list[str]:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         name, count = properties.name, properties.multi_processor_count
-        lines.insert(1, f"device    {name}, {count} SMs, CUDA {torch.version.cuda}")
+        runtime = f"CUDA {torch.version.cuda}" if torch.version.hip is None else f"ROCm {torch.version.hip}"
+        lines.insert(2, f"device    {name}, {count} SMs, {runtime}, Triton {_version('triton')}")
     return lines
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _processor() -> str:

@@ -19,7 +19,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 import torch
 from baselines import why_not_compiled
 from cases import Case, Contender
-from checking import judged, worst
+from checking import without_wrong, worst
 from command import command_line, run, settled
 from machine import header
 from report import Row, write_json
@@ -87,10 +87,9 @@ def chosen(flag: str, names: str | None, known: Iterable[str]) -> tuple[str, ...
 def right(case: Case, found: dict[tuple[str, Contender], float]) -> tuple[Case, list[str]]:
     """``case`` without those whose results are wrong, and what is wrong with them; everybody's error goes to
     ``found``."""
-    everybody, complaints = judged(case)
+    case, everybody, complaints = without_wrong(case)
     found.update({(case.op, contender): worst(errors) for contender, errors in everybody.items()})
-    calls = {contender: call for contender, call in case.calls.items() if contender not in complaints}
-    return replace(case, calls=calls), list(complaints.values())
+    return case, complaints
 
 
 def saved(call: Call) -> float | None:

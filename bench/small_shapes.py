@@ -7,6 +7,8 @@ graph: the sanitizer takes the allocator's cache away, which a capture needs; th
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from held_out import DECODE_OPS
@@ -17,15 +19,16 @@ import rnnsearch_kernels
 from rnnsearch_kernels.selftest import LONG, check, runs_on
 
 
-def main() -> int:
+def main(names: Sequence[str]) -> int:
+    """Of the backends that are named, or of all."""
     if not torch.cuda.is_available():
         print("there is no CUDA device", file=sys.stderr)
         return 2
     wrong = 0
     for backend in rnnsearch_kernels.list_backends():
-        if "cuda" not in backend.devices or not runs_on(backend, "cuda"):
+        if "cuda" not in backend.devices or not runs_on(backend, "cuda") or (names and backend.name not in names):
             continue  # the reference's kernels are torch's
-        for outcome in (*check(backend, "cuda"), *check(backend, "cuda", LONG)):
+        for outcome in chain(check(backend, "cuda"), check(backend, "cuda", LONG)):
             wrong += outcome.complaint is not None
             print(f"{backend.name} {outcome.op} {outcome.dtype}: {outcome.complaint or 'right'}", flush=True)
         if all(backend.why_not(op, "cuda", torch.float32, False) is None for op in DECODE_OPS):
@@ -36,4 +39,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

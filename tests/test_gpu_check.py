@@ -47,28 +47,51 @@ def test_right_comes_before_clean_and_clean_before_fast(bench, tmp_path: Path) -
         assert all((BENCH / word).exists() for word in program)
 
 
-def test_every_promise_reads_a_file_that_a_stage_writes(bench, tmp_path: Path) -> None:
+def test_every_promise_reads_a_file_that_a_stage_writes(bench, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(bench("gpu_check"), "_ours", lambda: ["triton"])
     stages = bench("gpu_check").stages(tmp_path)
     written = {stage.command[stage.command.index("--json") + 1] for stage in stages if "--json" in stage.command}
     for promise in bench("promises").PROMISES:
         assert str(tmp_path / f"{promise.file}.rows.json") in written
     quick = bench("gpu_check").quick_stages(tmp_path)
-    assert written >= {stage.command[-1] for stage in quick if "--json" in stage.command}
+    files = [Path(stage.command[-1]).name for stage in quick if "--json" in stage.command]
+    for promise in bench("promises").PROMISES:
+        assert any(file.startswith(f"{promise.file}-") for file in files)
+
+
+def test_a_promise_is_judged_by_all_runs_of_its_workload_and_by_what_the_profiler_saw(bench, tmp_path: Path) -> None:
+    promises = bench("promises")
+    promise = promises.Promise("what", "file", {"op": "scan"}, ("compile", "compile_graph"), 2.0)
+    for name, times in (
+        ("ours", {"triton": 10.0}),
+        ("compile", {"triton": 12.0, "compile": 40.0, "compile_graph": 30.0}),
+    ):
+        rows = [{"op": "scan", "backend": backend, "median_ms": value} for backend, value in times.items()]
+        (tmp_path / f"file-{name}.rows.json").write_text(json.dumps(rows))
+    (tmp_path / "file-cut.rows.json").write_text("[{")
+    for status, verdict in (("passed", "kept"), ("failed", "missed"), ("out of time", "")):
+        record = {"stage": "beam_waits", "status": status, "seconds": 1.0}
+        (tmp_path / "beam_waits.json").write_text(json.dumps(record))
+        *_, measured, waits = promises.summary(tmp_path, [promise])
+        assert measured == "| what | 2× | 3.00× | kept |"
+        assert waits.endswith(f"| {status} | {verdict} |")
 
 
 def test_a_quick_run_has_every_kind_of_check_and_its_commands_are_understood(
     bench, tmp_path: Path, monkeypatch
 ) -> None:
+    monkeypatch.setattr(bench("gpu_check"), "_ours", lambda: ["triton", "cuda"])
     stages = bench("gpu_check").quick_stages(tmp_path)
+    assert len({stage.name for stage in stages}) == len(stages)
     assert {stage.name.split("-")[0] for stage in stages} == {
-        "selftest", "tests", "beam_waits", "scan_speed", "decode_speed", "memcheck", "racecheck", "initcheck"
+        "small_shapes", "tests", "beam_waits", "scan_speed", "decode_speed", "memcheck", "racecheck", "initcheck"
     }  # fmt: skip
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for stage in stages:
         if "--workload" in stage.command:
             program = bench(stage.command[1].removesuffix(".py"))
             # As on a GPU, but for what only one has.
-            monkeypatch.setattr(bench("command"), "usable", lambda names, device: ("triton", "reference"))
+            monkeypatch.setattr(bench("command"), "usable", lambda names, device: ("cuda", "triton", "reference"))
             _, settings, workloads = program.arguments(stage.command[2:])
             assert settings.device.type == "cuda" and [stage.name.split("-")[1]] == [each.name for each in workloads]
 

@@ -91,7 +91,7 @@ def test_who_is_wrong_is_said_and_left_out_and_the_others_are_timed(
 
     monkeypatch.setattr(loops.HoistedTraining, "forward", too_large)
     assert speed.main([*given.split(), "--json", str(file)]) == 1
-    assert "eager_hoisted in float32: CUDA out of memory" in capsys.readouterr().err
+    assert "eager_hoisted in float32: OutOfMemoryError: CUDA out of memory" in capsys.readouterr().err
 
 
 def test_what_is_saved_is_counted_once_and_without_the_leaves() -> None:

@@ -1,9 +1,9 @@
 """A loop's launches as one CUDA graph, for all sizes of a bucket.
 
 B, T and S are padded to their bucket (:func:`rnnsearch_kernels.graphs.bucket`), which changes no number: a padded step
-lies past every length and a padded row has length 0: programs return at once; padded positions are masked. Lengths and mask
-are made where none were given; a call that is as large as its bucket goes without them, by a graph of its own. All
-other sizes are the model's, and stay as they are.
+lies past every length and a padded row has length 0, and their programs return at once; padded positions are masked.
+Lengths and mask are made where none were given; a call that is as large as its bucket goes without them, by a graph of
+its own. All other sizes are the model's, and stay as they are.
 
 A loop whose bucket is seen for the second time is captured, and from then on its arguments are copied into the graph's
 own and the graph is replayed; the first time runs plainly, on arguments padded alike (a library's product of other
