@@ -6,12 +6,15 @@ import itertools
 import json
 import os
 import pickle
+import re
+import resource
 import stat
 from pathlib import Path
 
 import pytest
 import torch
-from rnnsearch import CheckpointError, RNNSearch, RNNSearchConfig, checkpoint
+from rnnsearch import CheckpointError, RNNSearch, RNNSearchConfig, checkpoint, snapshots
+from rnnsearch.checkpoint import write_atomically
 from safetensors.torch import load_file, save_file
 from small_model import SIZES, SOURCE, TARGET, make_model
 
@@ -159,3 +162,19 @@ def test_of_several_files_none_takes_its_place_before_all_are_whole(tmp_path):
     with pytest.raises(FileNotFoundError):
         checkpoint.write_atomically({tmp_path / "a": b"new", tmp_path / "nowhere" / "b": b"new"})
     assert (tmp_path / "a").read_text() == "old" and list(tmp_path.iterdir()) == [tmp_path / "a"]
+
+
+def test_a_file_that_does_not_fit_is_named_and_leaves_what_was_there(tmp_path):
+    path = tmp_path / "out"
+    path.write_bytes(b"before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # as a full disk: an error that names no file
+    try:
+        with pytest.raises(OSError, match=re.escape(str(path))):
+            write_atomically({path: b"x" * 10**6})
+        with pytest.raises(OSError, match=re.escape(str(tmp_path / "checkpoints"))):
+            snapshots.save(tmp_path / "checkpoints", 1, tensors={"model": {"w": torch.zeros(10**5)}}, state={}, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"before" and not list(tmp_path.glob(".out*"))
+    assert snapshots.latest(tmp_path / "checkpoints") is None

@@ -139,6 +139,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             _to_disk(file)
         os.chmod(name, 0o666 & ~umask)  # mkstemp's files are for their owner alone
         os.replace(name, path)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file
     finally:
         Path(name).unlink(missing_ok=True)
 

@@ -52,10 +52,13 @@ def save(
     files = {name: {"size": len(content), "sha256": _digest(content)} for name, content in contents.items()}
     contents[MARKER] = json.dumps({"kind": KIND, "format": FORMAT, "files": files}, indent=1).encode()
     for name, content in contents.items():
-        with open(unfinished / name, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(unfinished / name, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:  # a full disk names no file
+            raise OSError(error.errno, error.strerror, str(unfinished / name)) from error
     _sync(unfinished)
     os.rename(unfinished, place)
     _sync(folder)
