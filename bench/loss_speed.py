@@ -18,7 +18,7 @@ import torch
 from command import command_line, run, settled
 from machine import header
 from report import Row, write_json
-from rnnsearch.loss import HAS_CHUNKED, vocabulary_loss
+from rnnsearch.loss import vocabulary_loss
 from timing import NOISY, NoiseProbe, interleaved, peak_mb
 from torch import Tensor
 from weights import Settings
@@ -73,12 +73,10 @@ def check(workload: Workload, device: torch.device, dtype: torch.dtype, ways: Se
 def main(given: Sequence[str] | None = None) -> int:
     options, settings, workloads = arguments(given)
     torch.set_num_threads(options.threads)
-    ways = ("logits", "chunked") if HAS_CHUNKED else ("logits",)
+    ways = ("logits", "chunked")
     dtypes = settings.dtypes if settings.device.type == "cuda" or settings.everything else (torch.float32,)
     for line in header(settings.device, options.threads):
         print(line, flush=True)
-    if not HAS_CHUNKED:
-        print(f"torch {torch.__version__} has no linear_cross_entropy")
     probe, rows = NoiseProbe(settings.device), []
     for workload in workloads:
         print(f"\n{workload}")

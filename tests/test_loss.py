@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from rnnsearch import loss as module
-from rnnsearch.loss import HAS_CHUNKED, vocabulary_loss
+from rnnsearch.loss import vocabulary_loss
 from torch import Tensor, nn
 
 PAD = 0
-WAYS = ["logits", *(["chunked"] if HAS_CHUNKED else [])]
+WAYS = ["logits", "chunked"]
 ROWS, READOUT, VOCABULARY = 23, 6, 11
 
 
@@ -76,22 +76,50 @@ def test_leading_sizes_are_the_callers() -> None:
     assert torch.equal(flat, batched)
 
 
-def test_a_way_that_is_not_there_is_an_error(monkeypatch) -> None:
+def test_a_way_that_is_not_there_is_an_error() -> None:
     given, target = drawn()
     with pytest.raises(ValueError, match=r"`way` must be one of .*; got 'fused'"):
         vocabulary_loss(*given, target, pad_id=PAD, way="fused")
-    monkeypatch.setattr(module, "HAS_CHUNKED", False)
-    with pytest.raises(RuntimeError, match=r"has no linear_cross_entropy; it came with 2\.13"):
-        vocabulary_loss(*given, target, pad_id=PAD, way="chunked")
-    assert float(vocabulary_loss(*given, target, pad_id=PAD).detach()) > 0
 
 
-@pytest.mark.skipif(not HAS_CHUNKED, reason="this torch has no linear_cross_entropy")
-def test_many_logits_are_not_made_and_few_are(monkeypatch) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_padded_rows_are_not_multiplied(way) -> None:
+    given, target = drawn()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+        found(given, target, way=way)
+    products = [event.input_shapes for event in profile.events() if event.name in ("aten::addmm", "aten::mm")]
+    rows = {size for shapes in products for shape in shapes for size in shape} - {READOUT, VOCABULARY}
+    assert rows == {int((target != PAD).sum())}
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_padded_row_may_hold_anything(way, smoothing) -> None:
+    given, target = drawn()
+    wanted = found(given, target, way=way, label_smoothing=smoothing)
+    with torch.no_grad():
+        given[0][target == PAD] = torch.nan
+    got = found(given, target, way=way, label_smoothing=smoothing)
+    assert all(torch.equal(value, want) for value, want in zip(got, wanted, strict=True))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_real_token_is_no_gradient(way) -> None:
+    """A process of several may have none."""
+    given, target = drawn()
+    loss = vocabulary_loss(*given, torch.full_like(target, PAD), pad_id=PAD, way=way)
+    assert loss.isnan()
+    for gradient in torch.autograd.grad(loss * 0.0, given):
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_no_logits_are_kept_where_gradients_are_wanted() -> None:
     """The library's products show which way was taken: none is of all rows by the whole vocabulary."""
     given, target = drawn()
-    for piece, made in ((ROWS * VOCABULARY, True), (ROWS * VOCABULARY - 1, False)):
-        monkeypatch.setattr(module, "PIECE", piece)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            found(given, target)
-        assert any("linear_cross_entropy" in event.name for event in profile.events()) != made
+    kept: list[torch.Size] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value.shape) or value, lambda value: value):
+        vocabulary_loss(*given, target, pad_id=PAD)
+        assert not any(VOCABULARY in shape and READOUT not in shape and len(shape) > 1 for shape in kept) and kept
+        kept.clear()
+        vocabulary_loss(*given, target, pad_id=PAD, way="logits")
+        assert any(VOCABULARY in shape and READOUT not in shape and len(shape) > 1 for shape in kept)

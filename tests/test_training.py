@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rnnsearch import RNNSearch, RNNSearchConfig, Vocabulary, cli, measure, trainer
+from rnnsearch import RNNSearch, RNNSearchConfig, Vocabulary, cli, measure, optimization, trainer
 from rnnsearch.data import Pair, collate, pad
 from rnnsearch.interruption import interruptible
 from rnnsearch.loss import sequence_loss
@@ -91,6 +91,25 @@ def test_adadelta_is_the_papers() -> None:
     # Zeiler 2012, algorithm 1, from zero accumulators; rho 0.95, eps 1e-6.
     step = -math.sqrt(1e-6) / (0.05 * gradient.square() + 1e-6).sqrt() * gradient
     torch.testing.assert_close(weight.detach(), before + step)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("piece", [7, 2**15])
+def test_adadelta_is_torchs(decay, piece, monkeypatch) -> None:
+    monkeypatch.setattr(optimization, "PIECE", piece)
+    ours, theirs = ([torch.linspace(-1, 1, 60).view(5, 12).requires_grad_(), torch.ones(3)] for _ in range(2))
+    own = optimization.Adadelta(ours, lr=0.7, rho=0.9, eps=1e-6, weight_decay=decay)
+    library = torch.optim.Adadelta(theirs, lr=0.7, rho=0.9, eps=1e-6, weight_decay=decay)
+    for seed in range(4):
+        gradient = torch.randn(5, 12, generator=torch.Generator().manual_seed(seed))
+        ours[0].grad, theirs[0].grad = gradient.clone(), gradient.clone()
+        own.step()
+        library.step()
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+    mine, wanted = own.state_dict(), library.state_dict()
+    torch.testing.assert_close(mine["state"], wanted["state"], rtol=1e-6, atol=1e-9)
+    library.load_state_dict(mine)
+    own.load_state_dict(wanted)
 
 
 def test_collate_shifts_the_target() -> None:

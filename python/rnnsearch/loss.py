@@ -1,17 +1,21 @@
 """The cross-entropy over the vocabulary, from the readout on, with or without the logits in memory.
 
-Without them it is torch's ``linear_cross_entropy``. Of the libraries for GPUs, cut-cross-entropy (25.1) has no bias and
-no label smoothing. Liger's (0.8.5) has both and computes the same (seen in Triton's interpreter); but it waits for the
-device in every call (``.item()`` of the number of real tokens), adds up the weight's gradient in the parameters' own
-dtype unless told otherwise, and takes pieces of about as many logits as the readout has values: 128 rows at the paper's
-sizes, where ``PIECE`` gives 559, and every piece reads and writes that gradient, 60 MB, whole. So neither is offered;
-neither has been timed against torch's on a GPU.
+torch's ``linear_cross_entropy`` (2.13) has neither label smoothing nor a way to leave padded rows out, and took 1.05 to
+1.2 times as long on one thread of a CPU. Of the libraries for GPUs, cut-cross-entropy (25.1) has no bias and no label
+smoothing. Liger's (0.8.5) has both and computes the same (seen in Triton's interpreter); but it waits for the device in
+every call (``.item()`` of the number of real tokens), adds up the weight's gradient in the parameters' own dtype unless
+told otherwise, and takes pieces of about as many logits as the readout has values: 128 rows at the paper's sizes, where
+``PIECE`` gives 559, and every piece reads and writes that gradient, 60 MB, whole. So none is used; none has been timed
+on a GPU.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from rnnsearch.data import Batch
@@ -19,11 +23,7 @@ from rnnsearch.model import RNNSearch
 
 WAYS = ("auto", "logits", "chunked")
 
-# torch >= 2.13 has it; what it cannot do (label smoothing) is made of what it can.
-HAS_CHUNKED = hasattr(F, "linear_cross_entropy") and hasattr(torch.nn, "LinearCrossEntropyOptions")
-
-# Logits of so many values at a time, 64 MB in float32. torch's own choice, much smaller, was slower than plain
-# cross-entropy at the paper's sizes on a CPU, where every piece reads and writes the whole weight gradient.
+# Logits of so many values at a time, 64 MB in float32. Every piece reads and writes the whole weight gradient.
 PIECE = 2**24
 
 
@@ -75,52 +75,87 @@ def vocabulary_loss(
     Args:
         readout: (…, L). weight: (V, L). bias: (V,). target: (…) int64; ``pad_id`` is no token.
         label_smoothing: ε.
-        way: ``"logits"`` computes all (…, V) of them. ``"chunked"``, torch's ``linear_cross_entropy`` (2.13 and
-            newer), works through the rows in pieces and computes the gradients beside the loss: so much less memory
-            that nothing of size (…, V) exists, and one backward pass through it, of the first order. ``"auto"`` is
-            chunked where torch has it, a gradient is wanted and the logits take more than one piece (``PIECE``);
-            below, there is nothing to save.
-
-    Raises:
-        RuntimeError: ``way`` is ``"chunked"`` and this torch has no such function.
+        way: ``"logits"`` computes all (…, V) of them. ``"chunked"`` works through the rows in pieces and computes the
+            gradients beside the loss: nothing of size (…, V) exists, and there is one backward pass through it, of the
+            first order. ``"auto"`` is chunked where a gradient is wanted.
     """
     if way not in WAYS:
         raise ValueError(f"`way` must be one of {WAYS}; got {way!r}")
-    if way == "chunked" and not HAS_CHUNKED:
-        raise RuntimeError(f"torch {torch.__version__} has no linear_cross_entropy; it came with 2.13")
     readout, target = readout.flatten(0, -2).to(weight.dtype), target.flatten()
+    if target.device.type == "cpu":  # elsewhere their number would have to be waited for
+        real = (target != pad_id).nonzero().squeeze(1)
+        if len(real) < len(target):
+            readout, target = readout.index_select(0, real), target.index_select(0, real)
     if way == "auto":
-        large = readout.shape[0] * weight.shape[0] > PIECE
-        way = "chunked" if HAS_CHUNKED and large and torch.is_grad_enabled() and weight.requires_grad else "logits"
+        way = "chunked" if torch.is_grad_enabled() and weight.requires_grad else "logits"
     if way == "logits":
         return sequence_loss(F.linear(readout, weight, bias), target, pad_id, label_smoothing)
-    if torch.is_autocast_enabled(readout.device.type):  # which does not know the chunked op
+    if torch.is_autocast_enabled(readout.device.type):  # which does not know what has no derivative of its own
         dtype = torch.get_autocast_dtype(readout.device.type)
         readout, weight, bias = readout.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    loss = F.linear_cross_entropy(
-        readout,
-        weight,
-        target,
-        linear_bias=bias,
-        ignore_index=pad_id,
-        options=torch.nn.LinearCrossEntropyOptions(
-            batch_chunk_size=max(1, PIECE // weight.shape[0]), chunking_method=None
-        ),
-    )
-    if label_smoothing == 0.0:
-        return loss
-    return loss + label_smoothing * _above_mean(readout, weight, bias, target, pad_id)
+    with torch.autocast(readout.device.type, enabled=False):
+        return _ChunkedLoss.apply(readout, weight, bias, target, pad_id, label_smoothing)
 
 
-def _above_mean(readout: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, pad_id: int) -> Tensor:
-    """How far the target's logit is above the mean of all, on average.
+class _ChunkedLoss(torch.autograd.Function):
+    """Where a row n has the share r_n = 1 / (number of real rows) in the mean, or 0 where it is padding:
 
-    The log of the sum of exponentials is the same in both terms of the smoothed loss, so that they differ by
-    -ε (mean_v logit_v - logit_y), and a mean of logits is the logit of the mean weight.
+    dlogits_nv = r_n (p_nv - (1 - ε) [v = y_n] - ε / V)
+    dreadout = dlogits weight,   dweight = dlogitsᵀ readout,   dbias = Σ_n dlogits_n
     """
-    real = target != pad_id
-    rows = F.embedding(target, weight) - weight.float().mean(dim=0).to(weight.dtype)
-    above = (readout.float() * rows.float()).sum(dim=1)
-    if bias is not None:
-        above = above + (bias[target].float() - bias.float().mean())
-    return torch.where(real, above, 0.0).sum() / real.sum()
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        readout: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        pad_id: int,
+        label_smoothing: float,
+    ) -> Tensor:
+        accumulate = torch.promote_types(weight.dtype, torch.float32)
+        in_place = accumulate == weight.dtype
+        (rows, _), vocabulary_size = readout.shape, weight.shape[0]
+        size = max(1, min(rows, PIECE // vocabulary_size))
+        real = target != pad_id
+        share = real.to(accumulate) / real.sum()
+        loss = torch.zeros((), dtype=accumulate, device=readout.device)
+        grad_readout, grad_weight = torch.empty_like(readout), torch.zeros_like(weight, dtype=accumulate)
+        grad_bias = torch.zeros(vocabulary_size, dtype=accumulate, device=readout.device)
+        room = weight.new_empty(size, vocabulary_size)
+        for begin in range(0, rows, size):
+            piece = slice(begin, begin + size)
+            x, y, r = readout[piece], target[piece].unsqueeze(1), share[piece]
+            logits = room[: len(x)]
+            if bias is None:
+                torch.mm(x, weight.t(), out=logits)
+            else:
+                torch.addmm(bias, x, weight.t(), out=logits)
+            # In place where the dtype allows it: every row is read before it is written.
+            log_p = torch.log_softmax(logits, 1, out=logits) if in_place else logits.log_softmax(1, dtype=accumulate)
+            wrong = (label_smoothing - 1) * log_p.gather(1, y).squeeze(1)
+            if label_smoothing:
+                wrong -= label_smoothing * log_p.mean(1)
+            loss += torch.where(real[piece], wrong, 0.0).sum()
+            difference = log_p.exp_().scatter_add_(1, y, log_p.new_full((1, 1), label_smoothing - 1).expand_as(y))
+            if label_smoothing:
+                difference -= label_smoothing / vocabulary_size
+            grad_bias.addmv_(difference.t(), r)
+            difference = difference.to(weight.dtype)
+            torch.mm(difference, weight, out=grad_readout[piece])
+            scaled = (x * r.unsqueeze(1)).to(weight.dtype)
+            if in_place:
+                grad_weight.addmm_(difference.t(), scaled)
+            else:
+                grad_weight += torch.mm(difference.t(), scaled)
+        grad_readout *= share.unsqueeze(1)
+        ctx.save_for_backward(grad_readout, grad_weight, grad_bias)
+        ctx.dtype, ctx.has_bias = weight.dtype, bias is not None
+        return loss / real.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        readout, weight, bias = (value.mul_(grad).to(ctx.dtype) for value in ctx.saved_tensors)
+        return readout, weight, bias if ctx.has_bias else None, None, None, None

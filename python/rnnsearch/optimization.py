@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +15,55 @@ from rnnsearch.settings import OptimizerOptions
 # What each keeps of a parameter.
 _STATE = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "adadelta": {"step", "square_avg", "acc_delta"}}
 
+# Numbers that Adadelta takes at a time and a thread: what it reads and writes of them stays in the second-level cache.
+PIECE = 2**15
+
+
+class Adadelta(torch.optim.Adadelta):
+    """torch's; on a CPU its dozen passes are over a piece in the cache, not over all parameters in memory.
+
+    Zeiler 2012, arXiv:1212.5701, algorithm 1.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        wanted = [parameter for group in self.param_groups for parameter in group["params"]]
+        if not all(parameter.device.type == "cpu" and parameter.is_contiguous() for parameter in wanted):
+            return super().step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+        return loss
+
+    def _update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["square_avg"], state["acc_delta"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        state["step"] += 1
+        whole = (parameter, grad, state["square_avg"], state["acc_delta"])
+        rho, eps, size = group["rho"], group["eps"], PIECE * torch.get_num_threads()
+        room = parameter.new_empty(2, min(size, parameter.numel()))
+        for values, gradient, square_avg, acc_delta in zip(*(x.reshape(-1).split(size) for x in whole), strict=True):
+            root, delta = room[:, : len(values)]
+            if group["weight_decay"]:
+                gradient = gradient.add(values, alpha=group["weight_decay"])
+            square_avg.mul_(rho).addcmul_(gradient, gradient, value=1 - rho)
+            torch.add(square_avg, eps, out=root).sqrt_()
+            torch.add(acc_delta, eps, out=delta).sqrt_().div_(root).mul_(gradient)
+            acc_delta.mul_(rho).addcmul_(delta, delta, value=1 - rho)
+            values.add_(delta, alpha=-group["lr"])
+
 
 def make_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:
     rate, decay = options.learning_rate, options.weight_decay
     if options.name == "adadelta":
-        return torch.optim.Adadelta(model.parameters(), lr=rate, rho=0.95, eps=1e-6, weight_decay=decay)
+        return Adadelta(model.parameters(), lr=rate, rho=0.95, eps=1e-6, weight_decay=decay)
     # Fused, a step reads and writes everything once: a fifth of the time of the default one on a CPU.
     return torch.optim.Adam(model.parameters(), lr=rate, betas=(0.9, 0.98), eps=1e-9, weight_decay=decay, fused=True)
 
