@@ -47,7 +47,7 @@ class FixedSteps:
         sentences = torch.arange(count, device=device)
         self.memory_index = sentences.unsqueeze(1).expand(count, width).reshape(-1)
         self.first_rows = (sentences * width).unsqueeze(1)
-        self.ranks = torch.arange(width, device=device).expand(count, width)
+        self.rows = torch.arange(rows, device=device).view(count, width)
         weights = [search.scoring.weight(length) for length in range(1, longest + 1)]
         self.weights = torch.tensor(weights, dtype=torch.float32, device=device)
         self.bans = torch.tensor(search.ban_ids, dtype=torch.int64, device=device).expand(rows, -1)
@@ -68,10 +68,10 @@ class FixedSteps:
         self.ring_scores = full(0.0, ring, rows, dtype=torch.float32)
         self.ring_attn: Tensor | None = None  # (ring, N, S)
         # The n best ends of sentence so far, best first, and what a sentence had alive when it reached its limit.
-        self.best, self.cut = self._no_hypotheses(n_best, full), self._no_hypotheses(width, full)
+        self.best, self.cut = self._no_hypotheses(n_best, True, full), self._no_hypotheses(width, False, full)
         self.begin(search, state)
 
-    def _no_hypotheses(self, width: int, full: Callable[..., Tensor]) -> Closed:
+    def _no_hypotheses(self, width: int, finished: bool, full: Callable[..., Tensor]) -> Closed:
         count = len(self.limits)
         sentences = torch.arange(count, device=self.limits.device).unsqueeze(1).expand(count, width)
         return Closed(
@@ -81,7 +81,7 @@ class FixedSteps:
             tokens=full(0, count, width),
             token_scores=full(0.0, count, width, dtype=torch.float32),
             lengths=full(0, count, width),
-            finished=full(False, count, width, dtype=torch.bool),
+            finished=full(finished, count, width, dtype=torch.bool),
         )
 
     def begin(self, search: Search, state: Any) -> None:
@@ -109,7 +109,7 @@ class FixedSteps:
         for hypotheses in (self.best, self.cut):
             hypotheses.scores.fill_(-math.inf)
             hypotheses.tokens.fill_(search.eos_id)
-            for buffer in (hypotheses.rows, hypotheses.token_scores, hypotheses.lengths, hypotheses.finished):
+            for buffer in (hypotheses.rows, hypotheses.token_scores, hypotheses.lengths):
                 buffer.zero_()
 
     def __call__(self) -> None:
@@ -148,16 +148,15 @@ class FixedSteps:
         """Merge a step's ends into the n best: by score, then first found."""
         kept = self.best
         scores = torch.cat([kept.scores, end_scores], dim=1)
-        order = scores.argsort(dim=1, descending=True, stable=True)[:, : self.search.n_best]
-        rows = self.ranks + self.first_rows
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        kept.scores.copy_(scores[:, : self.search.n_best])
+        order = order[:, : self.search.n_best]
         for buffer, ends in (
-            (kept.scores, end_scores),
-            (kept.rows, rows),
+            (kept.rows, self.rows),
             (kept.token_scores, best.end_token_scores),
-            (kept.lengths, length.expand_as(rows)),
-            (kept.finished, torch.ones_like(rows, dtype=torch.bool)),
+            (kept.lengths, length.expand_as(self.rows)),
         ):
-            buffer.copy_(torch.cat([buffer, ends], dim=1).gather(1, order))
+            torch.gather(torch.cat([buffer, ends], dim=1), 1, order, out=buffer)
 
     def _cut(
         self, best: Continuations, coverage: Tensor | None, weight: Tensor, cut_now: Tensor, length: Tensor
@@ -177,7 +176,7 @@ class FixedSteps:
             (self.cut.token_scores, best.token_scores),
             (self.cut.lengths, length.expand_as(best.tokens)),
         ):
-            buffer.copy_(torch.where(now, values, buffer))
+            torch.where(now, values, buffer, out=buffer)
 
     def _advance(
         self, best: Continuations, state: Any, coverage: Tensor | None, attn_weights: Tensor | None, length: Tensor
