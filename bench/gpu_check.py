@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import rnnsearch
@@ -54,11 +54,14 @@ class Stage:
 
 def stages(folder: Path) -> list[Stage]:
     """Right first, then clean, then fast."""
+    selftest = Stage("selftest", (sys.executable, "-m", "rnnsearch_kernels"), 900)
     found = [
-        Stage("selftest", (sys.executable, "-m", "rnnsearch_kernels"), 900),
+        selftest,
+        _grid(selftest),
         _tests("tests", 3600),
         *(_sanitizer(tool, 1800) for tool in ("memcheck", "racecheck", "initcheck")),
         _program("beam_waits", 600),
+        _rates(600),
     ]
     for program, workloads, flags in (
         ("decode_speed", ("tiny", "small", "paper", "speech"), ()),
@@ -82,12 +85,14 @@ def quick_stages(folder: Path) -> list[Stage]:
     # Each backend in processes of its own: after an illegal access nothing else runs in one.
     return [
         *(_program("small_shapes", 150, name) for name in ours),
+        *(_grid(_program("small_shapes", 60, name)) for name in ours if name == "cuda"),
         *(training(name, workload, 60, "eager", "graph", name) for workload in ("paper", "speech16") for name in ours),
         *(
             _timed("decode_speed", "paper", folder, 60, "--quick", "--backend", name, name=f"decode_speed-paper-{name}")
             for name in ours
         ),
         _program("beam_waits", 60),
+        _rates(60),
         *(training(name, "small", 60, "eager", "graph", name) for name in ours),
         *(
             training("compile", workload, 120, "compile", "compile_graph", *ours)
@@ -117,6 +122,16 @@ def _tests(name: str, limit_s: float, *flags: str) -> Stage:
 
 def _program(program: str, limit_s: float, *arguments: str) -> Stage:
     return Stage("-".join((program, *arguments)), (sys.executable, f"{program}.py", *arguments), limit_s)
+
+
+def _grid(stage: Stage) -> Stage:
+    """With the scans of `cuda` as whole grids where they would be clusters."""
+    return replace(stage, name=f"{stage.name}-grid", env={**stage.env, "RNNSEARCH_CUDA_CLUSTERS": "0"})
+
+
+def _rates(limit_s: float) -> Stage:
+    missing = None if shutil.which("nvcc") else "nvcc is not here, which compiles its kernels"
+    return replace(_program("cuda_rates", limit_s), missing=missing)
 
 
 def _timed(program: str, workload: str, folder: Path, limit_s: float, *flags: str, name: str | None = None) -> Stage:

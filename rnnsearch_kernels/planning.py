@@ -24,7 +24,9 @@ KB = 1024
 
 @dataclass(frozen=True)
 class DeviceLimits:
-    """What the plan depends on. ``shared_per_block`` is what a block can opt into; bytes."""
+    """What the plan depends on. ``shared_per_block`` is what a block can opt into; bytes. ``clusters_of_8`` and
+    ``clusters_of_16``: how many thread-block clusters of so many blocks run at once, with a block an SM; 0 where there
+    are no such clusters, and where ``RNNSEARCH_CUDA_CLUSTERS=0`` turns them off."""
 
     major: int
     minor: int
@@ -33,24 +35,32 @@ class DeviceLimits:
     shared_per_block: int
     registers_per_sm: int
     threads_per_sm: int
+    clusters_of_8: int = 0
+    clusters_of_16: int = 0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One cooperative launch, all blocks resident for the sequence: ``row_groups`` teams of ``unit_groups`` blocks.
+    """One launch for the whole sequence: ``row_groups`` teams of ``unit_groups`` blocks.
 
     reason             why there is no plan and steps are to be launched one by one; None where there is one, and then:
+    cluster            blocks of a thread-block cluster, which is a team: clusters run as there is room for them; or 0,
+                       and the blocks are one grid, all of them resident
+    no_cluster         why they are no clusters; None where they are
     row_groups         teams; a team takes ``rows`` rows of the batch and never waits for another
     unit_groups        blocks of a team; a block owns ``units`` hidden units
     threads            of a block
     weight_bytes       of a block's recurrent weights, in shared memory for all steps
-    shared_bytes       of a block: weights, the warps' sums, the state that is carried
+    shared_bytes       of a block: weights, the warps' sums, the state that is carried, and what a cluster's blocks hand
+                       one another
     workspace_bytes    of global memory beside the results
     barriers_per_step  of a team: 1 where the reset comes after the product, otherwise 2
     barriers           of a team in the whole launch
     """
 
     reason: str | None
+    cluster: int
+    no_cluster: str | None
     row_groups: int
     unit_groups: int
     threads: int
@@ -69,7 +79,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class DecoderPlan:
-    """One cooperative launch of ``row_groups`` teams of ``team`` blocks; ``Plan`` says what both have.
+    """One launch of ``row_groups`` teams of ``team`` blocks; ``Plan`` says what both have.
 
     tiles              a block holds up to 8 times as many columns of [query_weight ; hidden_weight]; backward, all
                        that 8 times as many hidden units are multiplied with
@@ -79,10 +89,12 @@ class DecoderPlan:
     kept_gates         and whose ``memory_gates`` do
     workspace_bytes    of the launch, ``memory_gates`` among them; backward, of the loop, not of the products around it
     barriers_per_step  of a team: 2 where the reset comes after the product, otherwise 3
-    row_meetings       of the blocks that share a row, in the whole launch; 0 where a row has one block
+    row_meetings       of the blocks that share a row, in a cluster of all, in the whole launch; 0 where a row has one
     """
 
     reason: str | None
+    cluster: int
+    no_cluster: str | None
     row_groups: int
     team: int
     threads: int
@@ -104,14 +116,16 @@ class DecoderPlan:
         return self.row_groups * self.team
 
 
-# From NVIDIA's tables of technical specifications by compute capability and the GPUs' numbers of SMs.
+# From NVIDIA's tables of technical specifications by compute capability and the GPUs' numbers of SMs. The clusters are
+# as many as the SMs would make; how those lie on a GPU can leave room for fewer, and ``limits_of`` asks the driver.
 GPUS = {
     "A100": DeviceLimits(8, 0, 108, 164 * KB, 163 * KB, 65536, 2048),
     "L4": DeviceLimits(8, 9, 58, 100 * KB, 99 * KB, 65536, 1536),
     "RTX 4090": DeviceLimits(8, 9, 128, 100 * KB, 99 * KB, 65536, 1536),
-    "H100": DeviceLimits(9, 0, 132, 228 * KB, 227 * KB, 65536, 2048),
-    "H200": DeviceLimits(9, 0, 132, 228 * KB, 227 * KB, 65536, 2048),
-    "B200": DeviceLimits(10, 0, 148, 228 * KB, 227 * KB, 65536, 2048),
+    "H100": DeviceLimits(9, 0, 132, 228 * KB, 227 * KB, 65536, 2048, 16, 8),
+    "H200": DeviceLimits(9, 0, 132, 228 * KB, 227 * KB, 65536, 2048, 16, 8),
+    "B200": DeviceLimits(10, 0, 148, 228 * KB, 227 * KB, 65536, 2048, 18, 9),
+    "RTX 5090": DeviceLimits(12, 0, 170, 100 * KB, 99 * KB, 65536, 1536, 21, 0),
 }
 
 

@@ -16,6 +16,7 @@ from host_builds import COMPILER
 
 import rnnsearch_kernels as rk
 from rnnsearch_kernels.ops import overload_of
+from rnnsearch_kernels.planning import DeviceLimits, plan_decoder_scan, plan_gru_scan
 from rnnsearch_kernels.schema import BY_NAME
 from rnnsearch_kernels.selftest import (
     SIZES,
@@ -52,6 +53,7 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 @pytest.fixture(autouse=True)
 def leaves_the_limits(module: ModuleType) -> Any:
     polls = module.spin_limit()
+    module.set_use_clusters(False)  # eight blocks at once are many threads: where they are asked for
     yield
     module.set_spin_limit(polls)
     module.set_per_step_backend("reference")
@@ -111,6 +113,26 @@ def test_blocks_that_wait_in_vain_leave_nan_and_an_error_for_the_next_call(modul
         rk.gru_scan(**args, backend=NAME)
     module.raise_if_stopped()  # said once
     assert torch.equal(rk.gru_scan(**args, backend=NAME), right)
+
+
+def test_clusters_are_taken_where_they_are_wanted(module: ModuleType) -> None:
+    limits = module.device_limits(0)
+    assert (limits["clusters_of_8"], limits["clusters_of_16"]) == (0, 0)
+    module.set_use_clusters(True)
+    limits = DeviceLimits(**module.device_limits(0))
+    assert limits.clusters_of_8 == 1
+    for op in ("gru_scan", "decoder_scan"):
+        sizes = {**SIZES, "B": 2, "T": 2, "S": 3, "H": 9, "A": 5}
+        args = example(BY_NAME[op], torch.bfloat16, sizes=sizes, flags={"reset_after": False})
+        plan = {"gru_scan": plan_gru_scan, "decoder_scan": plan_decoder_scan}[op]
+        for backward in (False, True):
+            asked = {name: sizes[name] for name in ("BTH" if op == "gru_scan" else "BTSHA")}
+            assert plan(torch.bfloat16, limits, **asked, reset_after=False, backward=backward).cluster == 8
+        wanted = differentiable_arguments(BY_NAME[op], args)
+        found = values_and_grads(overload_of(op, NAME), args, wanted)
+        truth = values_and_grads(overload_of(op, "reference"), widen(args), wanted)
+        for name, value in found.items():
+            assert error_ratio(value, truth[name], torch.bfloat16) <= 1, (op, name)
 
 
 def test_wrong_arguments_are_refused_before_anything_is_read(module: ModuleType) -> None:

@@ -22,11 +22,11 @@ from host_builds import ROOT
 
 from rnnsearch_kernels.schema import OPS
 
-SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+SOURCES = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), ROOT / "bench" / "cuda_rates.cu"]
 TARGETS = os.environ.get("RNNSEARCH_CUDA_TARGETS", "90a").split()
 STORAGE = ("float", "__nv_bfloat16", "__half")
 ATTENTION = [f"attention_{name}" for name in ("scores", "output", "grad_weights", "grad_query", "grad_keys")]
-WITHOUT_PRODUCTS = [*ATTENTION, "gru_entering", "zero_rows", "settle", "step_gates"]  # of matrices
+WITHOUT_PRODUCTS = [*ATTENTION, "gru_entering", "zero_rows", "settle", "step_gates", "cluster_probe"]  # of matrices
 # Registers of a thread, by kernel and storage. 256 threads leave 255 each; 16-bit kernels are to stay well below, and
 # four blocks of attention's kernels are to fit an SM.
 BUDGETS = {
@@ -41,6 +41,8 @@ BUDGETS = {
     ("gru_scan_backward", "__half"): 112,
     **{(kernel, storage): 40 for kernel in ("gru_entering", "zero_rows", "step_gates") for storage in STORAGE},
     ("settle", "none"): 32,
+    ("cluster_probe", "none"): 8,
+    **{(f"rates_{name}", "none"): 64 for name in ("meeting", "reading", "chasing", "tanh")},
     ("linear", "float"): 112,
     ("linear", "__nv_bfloat16"): 80,
     ("linear", "__half"): 80,
@@ -60,6 +62,9 @@ class Cost:
     registers: int
     static_shared: int
     spilled: int
+
+    def in_clusters(self) -> bool:
+        return "ClusterTeam" in self.entry
 
 
 def costs(log: str) -> list[Cost]:
@@ -93,6 +98,7 @@ ptxas info    : Used 64 registers, used 1 barriers, 16 bytes smem"""
 def test_kernels_keep_to_their_budgets_and_multiply_on_tensor_cores(source: Path, target: str, tmp_path: Path) -> None:
     cubin = tmp_path / "kernels.cubin"
     flags = ["-cubin", "-O3", "-std=c++17", f"-arch=sm_{target}", "-Xptxas", "-v,-warn-spills"]
+    flags += ["-I", str(ROOT / "csrc" / "cuda")]
     ran = subprocess.run([NVCC, *flags, str(source), "-o", str(cubin)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     found = costs(ran.stdout + ran.stderr)
@@ -104,9 +110,13 @@ def test_kernels_keep_to_their_budgets_and_multiply_on_tensor_cores(source: Path
         return
     sass = subprocess.run([disassembler, "-sass", str(cubin)], capture_output=True, text=True, check=True).stdout
     bodies = {body.split(None, 1)[0]: body for body in sass.split("Function : ")[1:]}
+    has_clusters = int(target.rstrip("a")) >= 90
     for cost in found:
         multiplies = cost.storage != "float" and cost.kernel not in WITHOUT_PRODUCTS
-        assert ("HMMA" in bodies[cost.entry]) == multiplies, cost
+        empty = cost.in_clusters() and not has_clusters
+        assert ("HMMA" in bodies[cost.entry]) == (multiplies and not empty), cost
+        assert ("UCGABAR" in bodies[cost.entry]) == (cost.in_clusters() and has_clusters), cost
+        assert not empty or cost.registers <= 8, cost
 
 
 @pytest.mark.skipif("RNNSEARCH_CUDA_TARGETS" not in os.environ, reason="takes a minute: CI asks for it")

@@ -48,6 +48,7 @@ class Launch:
     kept_keys: int = 0  # positions of a block
     kept_gates: int = 0
     threads: int = 64
+    cluster: bool = False  # a team is one
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Broken:
     missing_parts: int = 0
     skipped_block_barrier: int = 0
     relaxed_atomics: bool = False
+    skipped_cluster_barrier: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ class Values:
             *(DTYPES.index(case.dtype), backward, *astuple(sizes), launch.rows, launch.team),
             *(tiles(through, launch.team), tiles(candidates, launch.team), launch.splits),
             *(launch.kept_keys, launch.kept_gates, launch.threads),
-            *(case.reset_after, full, full, full, full, full, *astuple(case.broken)),
+            *(case.reset_after, full, full, full, full, full, *astuple(case.broken)[:-1]),
+            *(launch.cluster, case.broken.skipped_cluster_barrier),
         )
         data = struct.pack(f"{len(numbers)}i", *map(int, numbers))
         if full:
@@ -186,6 +189,11 @@ CASES = [
     Case(torch.float32, False, Sizes(B=1, T=2, S=41, H=17, A=1), Launch(rows=1, team=3, splits=2), plain=True),
     # Rows in more tiles than warps, more columns than 128, and blocks of which one has no tile.
     Case(sizes=Sizes(B=19, T=2, S=3, H=33, A=140), launch=Launch(rows=19, team=9, threads=32), plain=True),
+    # Clusters: more than one, blocks with several parts of rows, and with none; a block's columns in two turns.
+    *(Case(dtype, after, launch=Launch(cluster=True)) for dtype in DTYPES for after in BOTH),
+    *(Case(torch.float32, after, launch=Launch(team=3, splits=3, cluster=True)) for after in BOTH),
+    Case(sizes=Sizes(B=2, S=7), launch=Launch(rows=1, team=4, splits=3, kept_keys=2, kept_gates=1, cluster=True)),
+    Case(sizes=Sizes(B=19, T=2, S=3, H=33, A=140), launch=Launch(rows=19, team=3, threads=96, cluster=True)),
 ]
 
 
@@ -229,11 +237,11 @@ def test_a_nan_in_a_real_position_reaches_the_state(build: HostBuilds) -> None:
         assert not states[[0, 2]].isnan().any() and not attn_weights[[0, 2]].isnan().any()
 
 
-def test_the_order_of_the_blocks_changes_no_bit(build: HostBuilds) -> None:
-    case = Case(reset_after=False, launch=Launch(splits=2))
+def test_the_order_of_the_blocks_changes_no_bit_nor_do_clusters(build: HostBuilds) -> None:
     runs = set()
-    for seed in range(3):
-        values = Values(replace(case, broken=Broken(seed=seed)))
+    for seed in range(4):
+        launch = Launch(splits=2, cluster=seed > 1)
+        values = Values(Case(reset_after=False, launch=launch, broken=Broken(seed=seed)))
         runs.add((values.forward(build("plain")).stdout, values.backward(build("plain")).stdout))
     assert len(runs) == 1
 
@@ -243,8 +251,9 @@ SMALL = Launch(rows=3, team=2, splits=2, kept_keys=4, kept_gates=9, threads=32)
 
 @pytest.mark.parametrize("reset_after", BOTH)
 @pytest.mark.parametrize("sanitizer", ["thread", "address"])
-def test_no_race_no_stray_access(sanitizer: str, reset_after: bool, build: HostBuilds) -> None:
-    values = Values(Case(reset_after=reset_after, sizes=Sizes(T=2), launch=SMALL))
+@pytest.mark.parametrize("cluster", [False, True])
+def test_no_race_no_stray_access(cluster: bool, sanitizer: str, reset_after: bool, build: HostBuilds) -> None:
+    values = Values(Case(reset_after=reset_after, sizes=Sizes(T=2), launch=replace(SMALL, cluster=cluster)))
     for run in (values.forward(build(sanitizer)), values.backward(build(sanitizer))):
         assert run.returncode == 0, run.stderr.decode()[-4000:]
 
@@ -254,6 +263,20 @@ def test_no_race_no_stray_access(sanitizer: str, reset_after: bool, build: HostB
 # after the row's gradients have been copied, after those of alpha, after the sums and after the product.
 BROKEN = [Broken(relaxed_atomics=True), *(Broken(skipped_block_barrier=n) for n in (3, 7, 8, 9, 10, 11, 12))]
 BACKWARD_BROKEN = [Broken(skipped_block_barrier=n) for n in (5, 6, 7, 14)]
+
+
+# A cluster's: before another block's memory is written to, after the first d, in the first step after the product and
+# where the parts of a row meet and after the step, before a block ends.
+CLUSTER_BROKEN = [("forward", Broken(skipped_cluster_barrier=n)) for n in (1, 2, 3, 4, 5, 11)]
+CLUSTER_BROKEN += [("backward", Broken(skipped_cluster_barrier=n)) for n in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize(("direction", "broken"), CLUSTER_BROKEN, ids=str)
+def test_a_clusters_barrier_taken_away_is_a_race_that_shows(direction: str, broken: Broken, build: HostBuilds) -> None:
+    launch = Launch(rows=3, team=3, splits=3, cluster=True)
+    values = Values(Case(sizes=Sizes(S=9, H=24, A=24), launch=launch, plain=True, broken=broken))
+    run = getattr(values, direction)(build("thread"))
+    assert run.returncode == 66 and b"data race" in run.stderr, run.stderr.decode()[-4000:]
 
 
 @pytest.mark.parametrize(

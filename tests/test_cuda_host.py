@@ -48,6 +48,8 @@ class Case:
     missing_blocks: int = 0
     skipped_block_barrier: int = 0
     relaxed_atomics: bool = False
+    cluster: int = 0  # blocks of a cluster, which is a team; 0: a grid
+    skipped_cluster_barrier: int = 0
 
 
 class Values:
@@ -75,6 +77,7 @@ class Values:
             *(DTYPES.index(case.dtype), backward, case.B, case.T, case.H, case.rows, case.units, case.threads),
             *(case.reverse, case.reset_after, not case.plain, not case.plain, not case.plain, not case.plain),
             *(case.seed, case.spin_limit, case.missing_blocks, case.skipped_block_barrier, case.relaxed_atomics),
+            *(case.cluster, case.skipped_cluster_barrier),
         )
         lengths = b"" if self.lengths is None else self.lengths.numpy().tobytes()
         return struct.pack(f"{len(numbers)}i", *map(int, numbers)) + lengths
@@ -117,6 +120,9 @@ CASES = [Case(dtype, reset_after, reverse=reset_after) for dtype in DTYPES for r
     Case(reset_after=False, plain=True, reverse=True, B=10, H=20, rows=10, units=16, seed=1),
     Case(B=9, H=33, rows=9, units=32, threads=32, T=2, seed=2),
     Case(B=19, H=9, rows=19, units=16, threads=32, T=2, seed=3),  # two products of 16 rows, the second not full
+    # Clusters: more than run at once, the last with fewer rows, blocks that have fewer units or none.
+    *(Case(dtype, reset_after, B=5, cluster=3) for dtype in DTYPES for reset_after in (True, False)),
+    Case(B=19, H=20, rows=19, units=16, threads=32, T=2, reverse=True, cluster=2),
 ]
 
 
@@ -140,25 +146,28 @@ def test_gru_scan_backward_is_the_reference(case: Case, build: HostBuilds) -> No
         torch.testing.assert_close(one, wanted, **HOST_KERNELS[case.dtype])
 
 
-def test_the_order_of_the_blocks_changes_no_bit(build: HostBuilds) -> None:
+def test_the_order_of_the_blocks_changes_no_bit_nor_do_clusters(build: HostBuilds) -> None:
     runs = set()
-    for seed in range(3):
+    for seed in range(4):
         values = Values(Case(reset_after=False))
-        values.case = Case(reset_after=False, seed=seed)
+        values.case = Case(reset_after=False, seed=seed, cluster=2 if seed > 1 else 0)
         runs.add((values.forward(build("plain")).stdout, values.backward(build("plain")).stdout))
     assert len(runs) == 1
 
 
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("sanitizer", ["thread", "address"])
-def test_no_race_no_stray_access(sanitizer: str, reset_after: bool, build: HostBuilds) -> None:
-    values = Values(Case(reset_after=reset_after, T=2, threads=32, rows=3))
+@pytest.mark.parametrize("cluster", [0, 3])
+def test_no_race_no_stray_access(cluster: int, sanitizer: str, reset_after: bool, build: HostBuilds) -> None:
+    values = Values(Case(reset_after=reset_after, T=2, threads=32, rows=3, cluster=cluster))
     for run in (values.forward(build(sanitizer)), values.backward(build(sanitizer))):
         assert run.returncode == 0, run.stderr.decode()[-4000:]
 
 
 # The first step's block barriers: after the product, before the arrival at the grid barrier, after the wait there.
 BROKEN = [{"relaxed_atomics": True}, *({"skipped_block_barrier": n} for n in (3, 4, 5))]
+# A cluster's: before another block's memory is written to, after the first d, after a step, before a block ends.
+BROKEN += [{"cluster": 3, "skipped_cluster_barrier": n} for n in (1, 2, 3, 5)]
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=str)
@@ -166,6 +175,11 @@ def test_a_barrier_taken_away_is_a_race_that_shows(broken: dict[str, int], build
     # ThreadSanitizer remembers four accesses to a word, so one race alone may escape it: here there are many.
     run = Values(Case(T=3, H=24, rows=3, **broken)).forward(build("thread"))
     # ThreadSanitizer ends what had a race with 66.
+    assert run.returncode == 66 and b"data race" in run.stderr, run.stderr.decode()[-4000:]
+
+
+def test_a_barrier_taken_away_from_a_clusters_backward_shows(build: HostBuilds) -> None:
+    run = Values(Case(T=3, H=24, rows=3, cluster=3, skipped_cluster_barrier=1)).backward(build("thread"))
     assert run.returncode == 66 and b"data race" in run.stderr, run.stderr.decode()[-4000:]
 
 

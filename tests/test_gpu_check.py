@@ -31,8 +31,9 @@ def python(code: str) -> tuple[str, ...]:
 
 def test_right_comes_before_clean_and_clean_before_fast(bench, tmp_path: Path) -> None:
     names = [stage.name for stage in bench("gpu_check").stages(tmp_path)]
-    assert names[:6] == ["selftest", "tests", "memcheck", "racecheck", "initcheck", "beam_waits"]
-    assert names[6:] == [
+    assert names[:5] == ["selftest", "selftest-grid", "tests", "memcheck", "racecheck"]
+    assert names[5:8] == ["initcheck", "beam_waits", "cuda_rates"]
+    assert names[8:] == [
         *(f"decode_speed-{workload}" for workload in ("tiny", "small", "paper", "speech")),
         *(f"scan_speed-{workload}" for workload in ("paper", "small", "speech16")),
         *(f"loss_speed-{workload}" for workload in ("small", "paper")),
@@ -84,7 +85,8 @@ def test_a_quick_run_has_every_kind_of_check_and_its_commands_are_understood(
     stages = bench("gpu_check").quick_stages(tmp_path)
     assert len({stage.name for stage in stages}) == len(stages)
     assert {stage.name.split("-")[0] for stage in stages} == {
-        "small_shapes", "tests", "beam_waits", "scan_speed", "decode_speed", "memcheck", "racecheck", "initcheck"
+        "small_shapes", "tests", "beam_waits", "cuda_rates", "scan_speed", "decode_speed",
+        "memcheck", "racecheck", "initcheck",
     }  # fmt: skip
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for stage in stages:
@@ -178,7 +180,7 @@ def test_a_choice_takes_stages_by_name_and_names_them_where_one_is_wrong(bench, 
     assert [stage.name for stage in check.arguments(["--stage", "racecheck,tests"]).stages] == ["tests", "racecheck"]
     with pytest.raises(SystemExit):
         check.arguments(["--stage", "speed"])
-    assert "a stage must be one of ['selftest', 'tests'," in capsys.readouterr().err
+    assert "a stage must be one of ['selftest', 'selftest-grid'," in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

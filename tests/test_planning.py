@@ -22,6 +22,10 @@ if native.extension() is None:
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
+def without_clusters(gpu: DeviceLimits) -> DeviceLimits:
+    return dataclasses.replace(gpu, clusters_of_8=0, clusters_of_16=0)
+
+
 def random_sizes(seed: int) -> dict[str, int]:
     draw = random.Random(seed)
     return {size: int(most ** draw.random()) for size, most in {"B": 300, "T": 100, "H": 5000}.items()}
@@ -42,16 +46,22 @@ def test_a_plan_keeps_its_promises_and_its_absence_has_a_reason(gpu: DeviceLimit
             assert got.blocks == 0
             continue
         plans += 1
-        # A block an SM, whatever the compiler takes of the registers: all are resident.
-        assert 0 < got.blocks <= gpu.processors
+        # A block an SM, whatever the compiler takes of the registers; all of a grid are resident. A cluster is a team,
+        # of a size that the GPU has.
+        assert 0 < got.blocks and (got.cluster > 0 or got.blocks <= gpu.processors)
+        assert (got.cluster == 0) != (got.no_cluster is None)
+        assert got.cluster in (0, got.unit_groups)
+        assert {0: 1, 8: gpu.clusters_of_8, 16: gpu.clusters_of_16}[got.cluster] > 0
         assert got.shared_bytes <= gpu.shared_per_block and got.shared_bytes + 1024 <= gpu.shared_per_sm
         assert got.threads * 255 <= gpu.registers_per_sm
-        # Every row and every unit belongs to exactly one block, and no block has none.
+        # Every row and every unit belongs to exactly one block, and no block of a grid has none.
         assert (got.row_groups - 1) * got.rows < sizes["B"] <= got.row_groups * got.rows
-        assert (got.unit_groups - 1) * got.units < sizes["H"] <= got.unit_groups * got.units
+        assert sizes["H"] <= got.unit_groups * got.units
+        assert got.cluster > 0 or (got.unit_groups - 1) * got.units < sizes["H"]
         assert got.units in (8, 16, 32)
         assert got.weight_bytes >= 3 * got.units * sizes["H"] * dtype.itemsize
-        assert got.workspace_bytes >= 3 * sizes["B"] * sizes["H"] * dtype.itemsize
+        in_shared_memory = got.cluster > 0 and not backward
+        assert got.workspace_bytes >= (0 if in_shared_memory else 3 * sizes["B"] * sizes["H"] * dtype.itemsize)
         assert got.barriers == got.barriers_per_step * sizes["T"] and got.barriers_per_step == 1 + (not reset_after)
     assert plans > len(CASES)
 
@@ -66,13 +76,59 @@ def test_more_of_a_gpu_never_loses_a_plan() -> None:
 def test_the_gru_of_512_on_an_h200_as_computed_by_hand() -> None:
     # One team of 64 blocks does 4 row tiles by 8 units, two teams half of that (128 blocks); four teams of 16 units
     # and 32 blocks as much as two, and eight would be more than 64 rows have: the smaller team is taken.
-    got = plan_gru_scan(torch.bfloat16, GPUS["H200"], B=64, T=50, H=512)
+    got = plan_gru_scan(torch.bfloat16, without_clusters(GPUS["H200"]), B=64, T=50, H=512)
     assert (got.row_groups, got.unit_groups, got.rows, got.units) == (4, 32, 16, 16)
     # 48 columns of 512 values and 16 of padding, 2 bytes each; 8 warps' sums; the carry; the barrier's verdict.
     assert got.weight_bytes == 48 * 528 * 2
     assert got.shared_bytes == 48 * 528 * 2 + 8 * 16 * 48 * 4 + 16 * 16 * 4 + 4
     assert got.workspace_bytes == 3 * 64 * 512 * 2 + 5 * 4
     assert (got.barriers_per_step, got.barriers) == (1, 50)
+
+
+def test_the_gru_of_512_in_clusters_of_an_h200_as_computed_by_hand() -> None:
+    # 32 units a block are 16 blocks: a cluster takes 16 rows, and four run at once.
+    got = plan_gru_scan(torch.bfloat16, GPUS["H200"], B=64, T=50, H=512)
+    assert (got.cluster, got.row_groups, got.unit_groups, got.rows, got.units) == (16, 4, 16, 16, 32)
+    # 96 columns of 512 values and 16 of padding, 2 bytes each; 16 rows of d of two steps, as wide; 8 warps' sums; the
+    # carry; a verdict that a cluster does not need.
+    assert got.weight_bytes == 96 * 528 * 2
+    assert got.shared_bytes == 96 * 528 * 2 + 2 * 16 * 528 * 2 + 8 * 16 * 96 * 4 + 16 * 32 * 4 + 4
+    assert (got.workspace_bytes, got.barriers, got.no_cluster) == (0, 50, None)
+    # With the reset first, a third row of r d and two meetings; backward the gates' gradients lie outside.
+    reset_first = plan_gru_scan(torch.bfloat16, GPUS["H200"], B=64, T=50, H=512, reset_after=False)
+    assert reset_first.cluster == 16 and reset_first.shared_bytes == got.shared_bytes + 16 * 528 * 2
+    backward = plan_gru_scan(torch.bfloat16, GPUS["H200"], B=64, T=50, H=512, backward=True)
+    assert backward.cluster == 16 and backward.workspace_bytes == 6 * 64 * 512 * 2 + 64 * 50 * 4 * 512 * 2
+
+
+@pytest.mark.parametrize(
+    ("gpu", "H", "reason"),
+    [
+        (GPUS["A100"], 256, "clusters need compute capability 9.0 or later; this is 8.0"),
+        (without_clusters(GPUS["H200"]), 256, "no cluster of 8 blocks can run, or they are off"),
+        (GPUS["H200"], 513, "H = 513 takes 17 blocks of 32 units, and a cluster has up to 16"),
+        # 96 columns of 256 values and 16 of padding, 16 rows of d of two steps, the sums, the carry, the verdict.
+        (
+            GPUS["RTX 5090"],
+            256,
+            f"cluster of 8 needs {(96 + 32) * 272 * 2 + 8 * 16 * 96 * 4 + 16 * 32 * 4 + 4} bytes of shared memory, and",
+        ),
+        (dataclasses.replace(GPUS["H200"], clusters_of_8=0, clusters_of_16=1), 512, "would take 2..% of the grid's"),
+    ],
+)
+def test_what_is_no_cluster_says_why(gpu: DeviceLimits, H: int, reason: str) -> None:
+    got = plan_gru_scan(torch.bfloat16, gpu, B=64, T=50, H=H)
+    assert got.reason is None and got.cluster == 0
+    assert got.no_cluster is not None and re.search(reason, got.no_cluster), got.no_cluster
+
+
+def test_clusters_need_no_counter_and_no_grid() -> None:
+    # More steps than a grid's barriers can count, and more rows than blocks that are resident have.
+    assert plan_gru_scan(torch.bfloat16, GPUS["H200"], B=1, T=2**30 + 1, H=8).cluster == 8
+    few = dataclasses.replace(GPUS["H200"], processors=16, clusters_of_8=2, clusters_of_16=1)
+    assert plan_gru_scan(torch.float32, without_clusters(few), B=256, T=50, H=256).reason is not None
+    got = plan_gru_scan(torch.float32, few, B=256, T=50, H=256)
+    assert (got.reason, got.cluster) == (None, 8) and got.blocks > few.processors
 
 
 def test_the_backward_of_1000_on_an_h200_as_computed_by_hand() -> None:
@@ -115,12 +171,13 @@ def test_the_last_barrier_that_a_counter_can_count() -> None:
     """32 blocks, two barriers a step: every arrival of the launch fits into 32 bits, or there is no plan."""
     most = (2**32 - 1) // (32 * 2)
     sizes = {"B": 64, "H": 512, "reset_after": False}
-    got = plan_gru_scan(torch.bfloat16, GPUS["H200"], T=most, **sizes)
+    gpu = without_clusters(GPUS["H200"])
+    got = plan_gru_scan(torch.bfloat16, gpu, T=most, **sizes)
     assert got.reason is None and got.unit_groups * got.barriers < 2**32
-    reason = plan_gru_scan(torch.bfloat16, GPUS["H200"], T=most + 1, **sizes).reason
+    reason = plan_gru_scan(torch.bfloat16, gpu, T=most + 1, **sizes).reason
     assert reason is not None and "more than the counter of a team can count" in reason
     # One block alone: the step in the word that a stopped barrier leaves is the limit.
-    reasons = [plan_gru_scan(torch.bfloat16, GPUS["H200"], B=1, T=T, H=8).reason for T in (2**30, 2**30 + 1)]
+    reasons = [plan_gru_scan(torch.bfloat16, gpu, B=1, T=T, H=8).reason for T in (2**30, 2**30 + 1)]
     assert reasons[0] is None and reasons[1] is not None
 
 

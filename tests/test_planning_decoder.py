@@ -23,6 +23,10 @@ SPEECH = {"B": 16, "T": 50, "S": 1500, "H": 512, "A": 512}
 TINY = {"B": 16, "T": 25, "S": 25, "H": 256, "A": 256}
 
 
+def without_clusters(gpu: DeviceLimits) -> DeviceLimits:
+    return dataclasses.replace(gpu, clusters_of_8=0, clusters_of_16=0)
+
+
 def random_sizes(seed: int) -> dict[str, int]:
     draw = random.Random(seed)
     most = {"B": 300, "T": 100, "S": 3000, "H": 3000, "A": 3000}
@@ -43,8 +47,11 @@ def test_a_plan_keeps_its_promises_and_its_absence_has_a_reason(gpu: DeviceLimit
             continue
         plans += 1
         B, T, S, H, A = sizes.values()
-        # A block an SM: all are resident.
-        assert 0 < got.blocks <= gpu.processors
+        # A block an SM; all of a grid are resident. A cluster is a team, of a size that the GPU has.
+        assert 0 < got.blocks and (got.cluster > 0 or got.blocks <= gpu.processors)
+        assert (got.cluster == 0) != (got.no_cluster is None)
+        assert got.cluster in (0, got.team)
+        assert {0: 1, 8: gpu.clusters_of_8, 16: gpu.clusters_of_16}[got.cluster] > 0
         assert got.shared_bytes <= gpu.shared_per_block and got.shared_bytes + 1024 <= gpu.shared_per_sm
         assert got.threads * 168 <= gpu.registers_per_sm and got.threads <= gpu.threads_per_sm
         # Every row has its team, every column its block, and no two parts of a row the same block.
@@ -52,7 +59,7 @@ def test_a_plan_keeps_its_promises_and_its_absence_has_a_reason(gpu: DeviceLimit
         assert 8 * got.tiles * got.team >= (H if backward else A + (3 if reset_after else 2) * H)
         assert 8 * got.candidate_tiles * got.team >= (0 if reset_after or backward else H)
         most = 4 if backward else 5 if dtype == torch.float32 else 8
-        assert max(got.tiles, got.candidate_tiles) <= most
+        assert (got.cluster > 0 and not backward) or max(got.tiles, got.candidate_tiles) <= most
         assert 1 <= got.splits <= min(got.team, S)
         positions = -(-got.rows * got.splits // got.team) * -(-S // got.splits)
         assert 0 <= got.kept_keys <= positions and 0 <= got.kept_gates <= positions
@@ -65,8 +72,8 @@ def test_a_plan_keeps_its_promises_and_its_absence_has_a_reason(gpu: DeviceLimit
     assert plans > len(CASES)
 
 
-# bfloat16, the reset after the product, forward and backward: None, or teams, blocks and rows of a team, tiles of a
-# block, splits, positions of a block whose keys and whose memory_gates are kept.
+# One grid, bfloat16, the reset after the product, forward and backward: None, or teams, blocks and rows of a team,
+# tiles of a block, splits, positions of a block whose keys and whose memory_gates are kept.
 TABLE = {
     ("paper", "A100"): ((1, 100, 80, 5, 1, 28, 0), (1, 80, 80, 2, 1, 3, 0)),
     ("paper", "L4"): (None, None),
@@ -87,6 +94,17 @@ TABLE = {
     ("speech", "H200"): ((1, 128, 16, 2, 8, 188, 2), (2, 64, 8, 1, 8, 172, 0)),
     ("speech", "B200"): ((1, 144, 16, 2, 9, 167, 9), (2, 72, 8, 1, 9, 167, 2)),
 }
+# The same of clusters, as many blocks as a team has; None where a grid is taken instead.
+IN_CLUSTERS = {
+    ("paper", "H200"): (None, None),
+    ("small", "H200"): ((8, 16, 8, 16, 2, 32, 5), (8, 16, 8, 4, 2, 32, 13)),
+    ("speech", "H200"): ((8, 16, 2, 16, 8, 74, 0), (8, 16, 2, 4, 8, 72, 0)),
+    ("tiny", "H200"): ((8, 16, 2, 8, 1, 25, 25), (8, 16, 2, 2, 1, 25, 25)),
+    ("small", "B200"): ((8, 16, 8, 16, 2, 32, 5), (8, 16, 8, 4, 2, 32, 13)),
+    ("speech", "B200"): (None, (8, 16, 2, 4, 8, 72, 0)),
+    ("small", "RTX 5090"): (None, None),
+    ("tiny", "RTX 5090"): ((16, 8, 1, 16, 5, 5, 5), (16, 8, 1, 4, 5, 5, 5)),
+}
 
 
 def lies(plan: DecoderPlan) -> tuple[int, ...] | None:
@@ -97,11 +115,50 @@ def kept(plan: DecoderPlan) -> tuple[int, int]:
     return plan.kept_keys, plan.kept_gates
 
 
-def test_how_the_named_workloads_lie_on_six_gpus() -> None:
-    workloads = {"paper": PAPER, "small": SMALL, "speech": SPEECH}
+WORKLOADS = {"paper": PAPER, "small": SMALL, "speech": SPEECH, "tiny": TINY}
+
+
+def both_plans(name: str, gpu: DeviceLimits) -> list[DecoderPlan]:
+    return [plan_decoder_scan(torch.bfloat16, gpu, **WORKLOADS[name], backward=b) for b in (False, True)]
+
+
+def test_how_the_named_workloads_lie_on_six_gpus_as_one_grid() -> None:
     for (name, gpu), wanted in TABLE.items():
-        plans = (plan_decoder_scan(torch.bfloat16, GPUS[gpu], **workloads[name], backward=b) for b in (False, True))
-        assert tuple(map(lies, plans)) == wanted, (name, gpu)
+        assert tuple(map(lies, both_plans(name, without_clusters(GPUS[gpu])))) == wanted, (name, gpu)
+
+
+def test_how_the_named_workloads_lie_in_clusters() -> None:
+    for (name, gpu), wanted in IN_CLUSTERS.items():
+        plans = both_plans(name, GPUS[gpu])
+        assert tuple(lies(plan) if plan.cluster else None for plan in plans) == wanted, (name, gpu)
+
+
+def test_small_in_clusters_of_an_h200_as_computed_by_hand() -> None:
+    # 256 tiles of columns are 16 a block. Eight clusters have eight rows each, whose sources lie in two parts, one for
+    # each of 16 blocks.
+    got = plan_decoder_scan(torch.bfloat16, GPUS["H200"], **SMALL)
+    assert (got.cluster, got.rows, got.tiles, got.splits) == (16, 8, 16, 2)
+    # 128 columns of 512 values and 16 of padding; eight rows of d as wide.
+    assert got.weight_bytes == 128 * 528 * 2
+    # For its part of a row a block is sent the query, u of half of the units, and each part's sums of them, its largest
+    # score and its total; a warp takes eight tiles, so twelve share out two turns of six parts of the sum.
+    inbox = 512 + 3 * 256 + 2 * (3 * 256 + 2)
+    products = 6 * 8 * 128 * 4
+    without_kept = got.weight_bytes + 512 * 4 + 8 * 528 * 2 + inbox * 4 + products + 4
+    assert got.shared_bytes == without_kept + (32 * 512 + 5 * 1536) * 2
+    assert got.workspace_bytes == 64 * 64 * 1536 * 2  # memory_gates alone
+    assert (got.barriers, got.row_meetings, got.no_cluster) == (128, 64, None)
+
+
+def test_fewer_clusters_at_once_are_larger_teams_or_none() -> None:
+    # As many as SMs would make are eight; where the GPU has room for four, the rows are twice as many.
+    for at_once, rows in ((8, 8), (4, 16)):
+        gpu = dataclasses.replace(GPUS["H200"], clusters_of_8=0, clusters_of_16=at_once)
+        assert plan_decoder_scan(torch.bfloat16, gpu, **SMALL).rows == rows
+    one = plan_decoder_scan(
+        torch.bfloat16, dataclasses.replace(GPUS["H200"], clusters_of_8=0, clusters_of_16=1), **SMALL
+    )
+    assert one.cluster == 0 and "of the grid's, by the planner's estimates" in str(one.no_cluster)
 
 
 def test_the_paper_on_an_h200_as_computed_by_hand() -> None:
@@ -150,7 +207,12 @@ def test_the_reset_before_has_the_candidates_columns_apart() -> None:
         ),
         (torch.float16, dataclasses.replace(GPUS["A100"], major=7, minor=5), SMALL, "this is 7.5"),
         (torch.float16, dataclasses.replace(GPUS["A100"], registers_per_sm=32768), SMALL, "384 threads"),
-        (torch.float16, GPUS["H200"], SMALL | {"T": 2**28}, "more than the counter of a team can count"),
+        (
+            torch.float16,
+            without_clusters(GPUS["H200"]),
+            SMALL | {"T": 2**28},
+            "more than the counter of a team can count",
+        ),
     ],
 )
 def test_what_cannot_be_one_launch_says_why(

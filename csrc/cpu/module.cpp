@@ -67,14 +67,19 @@ rnnsearch::cuda::DeviceLimits device_limits(const Limits& limits) {
           limit("shared_per_sm"),
           limit("shared_per_block"),
           static_cast<int>(limit("registers_per_sm")),
-          static_cast<int>(limit("threads_per_sm"))};
+          static_cast<int>(limit("threads_per_sm")),
+          static_cast<int>(limit("clusters_of_8")),
+          static_cast<int>(limit("clusters_of_16"))};
 }
 
 // What every plan says.
 template <typename Plan>
 py::dict described(const Plan& plan) {
   py::dict result;
-  result["reason"] = plan.reason.empty() ? py::object(py::none()) : py::object(py::str(plan.reason));
+  const auto said = [](const std::string& why) { return why.empty() ? py::object(py::none()) : py::str(why); };
+  result["reason"] = said(plan.reason);
+  result["cluster"] = plan.cluster;
+  result["no_cluster"] = said(plan.no_cluster);
   result["row_groups"] = plan.row_groups;
   result["threads"] = plan.threads;
   result["rows"] = plan.rows;

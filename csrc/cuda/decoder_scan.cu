@@ -5,8 +5,8 @@ namespace rnnsearch::cuda {
 template const char* launch_decoder_scan(const DecoderScanArguments<float>&, int, Stream);
 template const char* launch_decoder_scan(const DecoderScanArguments<bfloat16>&, int, Stream);
 template const char* launch_decoder_scan(const DecoderScanArguments<float16>&, int, Stream);
-template const char* launch_decoder_scan_backward(const DecoderScanBackwardArguments<float>&, int, Stream);
-template const char* launch_decoder_scan_backward(const DecoderScanBackwardArguments<bfloat16>&, int, Stream);
-template const char* launch_decoder_scan_backward(const DecoderScanBackwardArguments<float16>&, int, Stream);
+template const char* launch_decoder_scan(const DecoderScanBackwardArguments<float>&, int, Stream);
+template const char* launch_decoder_scan(const DecoderScanBackwardArguments<bfloat16>&, int, Stream);
+template const char* launch_decoder_scan(const DecoderScanBackwardArguments<float16>&, int, Stream);
 
 }  // namespace rnnsearch::cuda

@@ -2,9 +2,9 @@
 
 namespace rnnsearch::cuda {
 
-#define RNNSEARCH_GRU(STORAGE)                                                                          \
-  template const char* launch_gru_scan(const GruScanArguments<STORAGE>&, int, Stream);                  \
-  template const char* launch_gru_scan_backward(const GruScanBackwardArguments<STORAGE>&, int, Stream); \
+#define RNNSEARCH_GRU(STORAGE)                                                                 \
+  template const char* launch_gru_scan(const GruScanArguments<STORAGE>&, int, Stream);         \
+  template const char* launch_gru_scan(const GruScanBackwardArguments<STORAGE>&, int, Stream); \
   template const char* launch_gru_entering(const GruEnteringArguments<STORAGE>&, Stream);
 
 RNNSEARCH_GRU(float)

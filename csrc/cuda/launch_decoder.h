@@ -6,24 +6,29 @@
 
 namespace rnnsearch::cuda {
 
-template <typename Storage>
-const char* launch_decoder_scan(const DecoderScanArguments<Storage>& arguments, int threads, Stream stream) {
+template <int TILES, typename Storage>
+const char* launch_decoder_of(const DecoderScanArguments<Storage>& arguments, int threads, Stream stream) {
   const DecoderShape& shape = arguments.shape;
-  const LaunchShape launch{shape.blocks(), threads, DecoderScanShared<Storage>(shape, threads).bytes};
-  const int tiles = shape.tiles > shape.candidate_tiles ? shape.tiles : shape.candidate_tiles;
-  if (tiles <= 4) return launch_cooperative(decoder_scan<Storage, 4>, arguments, launch, stream);
-  constexpr int kMost = most_tiles(sizeof(Storage));
-  if (tiles <= kMost) return launch_cooperative(decoder_scan<Storage, kMost>, arguments, launch, stream);
-  return "a block takes up to 8 tiles of 8 columns, and 5 in float32";
+  return launch_teams(decoder_scan<Storage, TILES, GridTeam>, decoder_scan<Storage, TILES, ClusterTeam>, arguments,
+                      {shape.blocks(), threads, DecoderScanShared<Storage>(shape, threads).bytes},
+                      shape.cluster ? shape.team : 0, stream);
 }
 
 template <typename Storage>
-const char* launch_decoder_scan_backward(const DecoderScanBackwardArguments<Storage>& arguments, int threads,
-                                         Stream stream) {
+const char* launch_decoder_scan(const DecoderScanArguments<Storage>& arguments, int threads, Stream stream) {
+  const DecoderShape& shape = arguments.shape;
+  const int tiles = shape.tiles > shape.candidate_tiles ? shape.tiles : shape.candidate_tiles;
+  if (tiles <= 4) return launch_decoder_of<4>(arguments, threads, stream);
+  return launch_decoder_of<most_tiles(sizeof(Storage))>(arguments, threads, stream);
+}
+
+template <typename Storage>
+const char* launch_decoder_scan(const DecoderScanBackwardArguments<Storage>& arguments, int threads, Stream stream) {
   const DecoderShape& shape = arguments.shape;
   if (shape.tiles > kGradTiles) return "a block takes up to 4 tiles of 8 units";
-  const size_t bytes = DecoderScanBackwardShared<Storage>(shape, threads).bytes;
-  return launch_cooperative(decoder_scan_backward<Storage>, arguments, {shape.blocks(), threads, bytes}, stream);
+  return launch_teams(decoder_scan_backward<Storage, GridTeam>, decoder_scan_backward<Storage, ClusterTeam>, arguments,
+                      {shape.blocks(), threads, DecoderScanBackwardShared<Storage>(shape, threads).bytes},
+                      shape.cluster ? shape.team : 0, stream);
 }
 
 }  // namespace rnnsearch::cuda

@@ -6,32 +6,37 @@
 
 namespace rnnsearch::cuda {
 
-template <typename Storage>
-const char* launch_gru_scan(const GruScanArguments<Storage>& arguments, int threads, Stream stream) {
+// How a kernel is launched whose shared memory has this layout: in clusters, where a team is one.
+template <typename Layout, typename Arguments>
+const char* launch_gru(void (*on_grid)(Arguments), void (*in_clusters)(Arguments), const Arguments& arguments,
+                       int threads, Stream stream) {
   const GruShape& shape = arguments.shape;
-  const LaunchShape launch{shape.blocks(), threads, GruScanShared<Storage>(shape, threads).bytes};
-  switch (shape.units) {
-    case 8:
-      return launch_cooperative(gru_scan<Storage, 1>, arguments, launch, stream);
-    case 16:
-      return launch_cooperative(gru_scan<Storage, 2>, arguments, launch, stream);
-    case 32:
-      return launch_cooperative(gru_scan<Storage, 4>, arguments, launch, stream);
-  }
-  return "a block takes 8, 16 or 32 units";
+  return launch_teams(on_grid, in_clusters, arguments, {shape.blocks(), threads, Layout(shape, threads).bytes},
+                      shape.cluster ? shape.unit_groups : 0, stream);
 }
 
-template <typename Storage>
-const char* launch_gru_scan_backward(const GruScanBackwardArguments<Storage>& arguments, int threads, Stream stream) {
-  const GruShape& shape = arguments.shape;
-  const LaunchShape launch{shape.blocks(), threads, GruScanBackwardShared<Storage>(shape, threads).bytes};
-  switch (shape.units) {
+template <int TILES, typename Storage>
+const char* launch_gru_of(const GruScanArguments<Storage>& arguments, int threads, Stream stream) {
+  return launch_gru<GruScanShared<Storage>>(gru_scan<Storage, TILES, GridTeam>, gru_scan<Storage, TILES, ClusterTeam>,
+                                            arguments, threads, stream);
+}
+template <int TILES, typename Storage>
+const char* launch_gru_of(const GruScanBackwardArguments<Storage>& arguments, int threads, Stream stream) {
+  return launch_gru<GruScanBackwardShared<Storage>>(gru_scan_backward<Storage, TILES, GridTeam>,
+                                                    gru_scan_backward<Storage, TILES, ClusterTeam>, arguments, threads,
+                                                    stream);
+}
+
+// Forward or backward, by the arguments.
+template <typename Arguments>
+const char* launch_gru_scan(const Arguments& arguments, int threads, Stream stream) {
+  switch (arguments.shape.units) {
     case 8:
-      return launch_cooperative(gru_scan_backward<Storage, 1>, arguments, launch, stream);
+      return launch_gru_of<1>(arguments, threads, stream);
     case 16:
-      return launch_cooperative(gru_scan_backward<Storage, 2>, arguments, launch, stream);
+      return launch_gru_of<2>(arguments, threads, stream);
     case 32:
-      return launch_cooperative(gru_scan_backward<Storage, 4>, arguments, launch, stream);
+      return launch_gru_of<4>(arguments, threads, stream);
   }
   return "a block takes 8, 16 or 32 units";
 }

@@ -32,6 +32,8 @@ py::dict device_limits(int device) {
   result["shared_per_block"] = limits.shared_per_block;
   result["registers_per_sm"] = limits.registers_per_sm;
   result["threads_per_sm"] = limits.threads_per_sm;
+  result["clusters_of_8"] = limits.clusters_of_8;
+  result["clusters_of_16"] = limits.clusters_of_16;
   return result;
 }
 
@@ -39,7 +41,7 @@ py::dict device_limits(int device) {
 
 PYBIND11_MODULE(_cuda, m) {
   using rnnsearch::cuda::raise_if_stopped, rnnsearch::cuda::spin_limit, rnnsearch::cuda::set_spin_limit,
-      rnnsearch::cuda::set_per_step_backend;
+      rnnsearch::cuda::set_per_step_backend, rnnsearch::cuda::use_clusters, rnnsearch::cuda::set_use_clusters;
   m.doc() = "rnnsearch_kernels' CUDA kernels";
   m.def("ops", &ops, "The ops of the list that have a kernel here.");
   m.def("build_info", &build_info, "The GPUs and the oldest torch this was built for.");
@@ -47,5 +49,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("raise_if_stopped", &raise_if_stopped, "RuntimeError where a launch gave up since the last look.");
   m.def("spin_limit", &spin_limit, "Polls at a barrier before a launch gives up.");
   m.def("set_spin_limit", &set_spin_limit, py::arg("polls"));
+  m.def("use_clusters", &use_clusters, "Whether scans may be launched in thread-block clusters.");
+  m.def("set_use_clusters", &set_use_clusters, py::arg("use"));
   m.def("set_per_step_backend", &set_per_step_backend, py::arg("name"), "The backend for what has no plan.");
 }

@@ -6,7 +6,7 @@
 #include <cuda_runtime.h>
 
 #define RNNSEARCH_KERNEL __global__
-#define RNNSEARCH_KERNEL_OF(threads) __global__ __launch_bounds__(threads)
+#define RNNSEARCH_KERNEL_OF(threads) __global__ __launch_bounds__(threads, 1)
 #define RNNSEARCH_DEVICE __device__ __forceinline__
 #define RNNSEARCH_BOTH __host__ __device__ inline
 #define RNNSEARCH_PRAGMA(text) _Pragma(#text)
@@ -17,6 +17,12 @@ namespace rnnsearch::cuda {
 using bfloat16 = __nv_bfloat16;
 using float16 = __half;
 using Stream = cudaStream_t;
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+constexpr bool kClusters = true;
+#else
+constexpr bool kClusters = false;
+#endif
 
 RNNSEARCH_DEVICE int thread_index() { return threadIdx.x; }
 RNNSEARCH_DEVICE int thread_count() { return blockDim.x; }
@@ -57,8 +63,26 @@ RNNSEARCH_DEVICE Floats4 load_fresh(const Floats4* p) {
   return {v.x, v.y, v.z, v.w};
 }
 
+RNNSEARCH_DEVICE float load_shared(const float* p) { return *p; }
 RNNSEARCH_DEVICE Words2 load_shared(const Words2* p) { return *p; }
 RNNSEARCH_DEVICE Floats4 load_shared(const Floats4* p) { return *p; }
+
+RNNSEARCH_DEVICE void cluster_barrier() {
+  asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
+template <typename T>
+RNNSEARCH_DEVICE void put_in_block(T* to, int rank, T value) {
+  uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;"
+      : "=r"(there)
+      : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "r"(rank));
+  if constexpr (sizeof(T) == 4) {
+    asm volatile("st.shared::cluster.b32 [%0], %1;" ::"r"(there), "r"(reinterpret_cast<uint32_t&>(value)) : "memory");
+  } else {
+    asm volatile("st.shared::cluster.b16 [%0], %1;" ::"r"(there), "h"(reinterpret_cast<uint16_t&>(value)) : "memory");
+  }
+}
 
 RNNSEARCH_DEVICE float to_float(float x) { return x; }
 RNNSEARCH_DEVICE float to_float(bfloat16 x) { return __bfloat162float(x); }
@@ -86,6 +110,12 @@ RNNSEARCH_DEVICE float exp2_of(float x) {
 RNNSEARCH_DEVICE float reciprocal(float x) {
   float y;
   asm("rcp.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+RNNSEARCH_DEVICE float tanh_approx(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
@@ -162,6 +192,61 @@ const char* launch_cooperative(void (*kernel)(Arguments), Arguments arguments, L
   void* pointers[] = {&arguments};
   error = cudaLaunchCooperativeKernel(function, dim3(shape.blocks), dim3(shape.threads), pointers, shape.shared_bytes,
                                       stream);
+  return error == cudaSuccess ? nullptr : error_taken(error);
+}
+
+// A launch in clusters: the configuration points into itself, so it stays where it is.
+struct ClusterLaunch {
+  cudaLaunchConfig_t configuration{};
+  cudaLaunchAttribute dimension{};
+  cudaError_t error;
+
+  ClusterLaunch(const void* function, LaunchShape shape, int cluster, Stream stream) {
+    dimension.id = cudaLaunchAttributeClusterDimension;
+    dimension.val.clusterDim.x = cluster;
+    dimension.val.clusterDim.y = dimension.val.clusterDim.z = 1;
+    configuration.gridDim = dim3(shape.blocks);
+    configuration.blockDim = dim3(shape.threads);
+    configuration.dynamicSmemBytes = shape.shared_bytes;
+    configuration.stream = stream;
+    configuration.attrs = &dimension;
+    configuration.numAttrs = 1;
+    error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shape.shared_bytes));
+    // Eight blocks are what every GPU with clusters takes; more it must be allowed.
+    if (error == cudaSuccess && cluster > 8) {
+      error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    }
+  }
+  ClusterLaunch(const ClusterLaunch&) = delete;
+};
+
+// 0 also where the GPU, or the driver, knows no such clusters.
+template <typename Arguments>
+int clusters_at_once(void (*kernel)(Arguments), LaunchShape shape, int cluster) {
+  const void* function = reinterpret_cast<const void*>(kernel);
+  const ClusterLaunch launch(function, shape, cluster, nullptr);
+  int count = 0;
+  if (launch.error == cudaSuccess &&
+      cudaOccupancyMaxActiveClusters(&count, function, &launch.configuration) == cudaSuccess) {
+    return count;
+  }
+  cudaGetLastError();
+  return 0;
+}
+
+template <typename Arguments>
+const char* launch_clusters(void (*kernel)(Arguments), Arguments arguments, LaunchShape shape, int cluster,
+                            Stream stream) {
+  const void* function = reinterpret_cast<const void*>(kernel);
+  const ClusterLaunch launch(function, shape, cluster, stream);
+  int count = 0;
+  cudaError_t error = launch.error;
+  if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(&count, function, &launch.configuration);
+  if (error != cudaSuccess) return error_taken(error);
+  if (count == 0) return "the GPU has no room for a cluster of the launch";
+  void* pointers[] = {&arguments};
+  error = cudaLaunchKernelExC(&launch.configuration, function, pointers);
   return error == cudaSuccess ? nullptr : error_taken(error);
 }
 

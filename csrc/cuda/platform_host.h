@@ -1,6 +1,6 @@
 // platform.h for tests without a GPU (C++20): one std::thread per CUDA thread, real barriers, real races.
 //
-// Two switches of `Stream` break it on purpose, so that a test can show that a mistake would be seen.
+// Three switches of `Stream` break it on purpose, so that a test can show that a mistake would be seen.
 #pragma once
 
 #include <pthread.h>
@@ -25,10 +25,13 @@
 namespace rnnsearch::cuda {
 
 struct Stream {
-  unsigned seed = 0;              // what a launch's order of blocks is drawn from
-  int skipped_block_barrier = 0;  // n: the n-th block_barrier() of every thread does nothing
-  bool relaxed_atomics = false;   // the grid's atomics order nothing else
+  unsigned seed = 0;                // what a launch's order of blocks is drawn from
+  int skipped_block_barrier = 0;    // n: the n-th block_barrier() of every thread does nothing
+  bool relaxed_atomics = false;     // the grid's atomics order nothing else
+  int skipped_cluster_barrier = 0;  // n: the n-th cluster barrier of every thread does nothing
 };
+
+constexpr bool kClusters = true;
 
 struct bfloat16 {
   uint16_t bits;
@@ -55,23 +58,34 @@ struct Warp {
   float floats[32];
 };
 
+struct Cluster;
+
 struct Block {
   Block(int threads, size_t shared_bytes)
-      : barrier(threads), warps(threads / 32), shared(new (std::align_val_t(16)) char[shared_bytes]) {
-    std::memset(shared, 0xff, shared_bytes);  // NaN: shared memory holds nothing of use at the start
+      : barrier(threads), warps(threads / 32), bytes(shared_bytes), shared(new (std::align_val_t(16)) char[bytes]) {
+    forget();
   }
   ~Block() { ::operator delete[](shared, std::align_val_t(16)); }
+  void forget() { std::memset(shared, 0xff, bytes); }  // NaN: shared memory holds nothing of use at the start
 
   Barrier barrier;
   std::vector<Warp> warps;
+  size_t bytes;
   char* shared;
+  Cluster* cluster = nullptr;
+};
+
+struct Cluster {
+  Cluster(int blocks, int threads) : barrier(blocks * threads) {}
+  Barrier barrier;
+  std::vector<Block*> blocks;
 };
 
 struct Thread {
   int thread, threads, block, blocks;
   Block* home;
   Stream stream;
-  int barriers = 0;
+  int barriers = 0, cluster_barriers = 0;
 };
 inline thread_local Thread* self = nullptr;
 
@@ -88,6 +102,18 @@ inline void pause() { std::this_thread::yield(); }
 
 inline void block_barrier() {
   if (++host::self->barriers != host::self->stream.skipped_block_barrier) host::self->home->barrier.wait();
+}
+
+inline void cluster_barrier() {
+  if (++host::self->cluster_barriers != host::self->stream.skipped_cluster_barrier) {
+    host::self->home->cluster->barrier.wait();
+  }
+}
+
+template <typename T>
+void put_in_block(T* to, int rank, T value) {
+  const ptrdiff_t at = reinterpret_cast<char*>(to) - host::self->home->shared;
+  std::memcpy(host::self->home->cluster->blocks[rank]->shared + at, &value, sizeof value);
 }
 
 inline void add_release(uint32_t* address, uint32_t value) {
@@ -150,6 +176,7 @@ Floats4 load_four(const T* p) {
 
 inline float exp2_of(float x) { return std::exp2(x); }
 inline float reciprocal(float x) { return 1 / x; }
+inline float tanh_approx(float x) { return std::tanh(x); }
 
 template <typename T>
 T from_float(float x) {
@@ -243,11 +270,40 @@ void run_blocks(void (*kernel)(Arguments), const Arguments& arguments, LaunchSha
   for (std::thread& thread : threads) thread.join();
 }
 
-inline std::vector<int> shuffled_blocks(const LaunchShape& shape, const Stream& stream) {
-  std::vector<int> order(shape.blocks);
+inline std::vector<int> shuffled(int count, const Stream& stream) {
+  std::vector<int> order(count);
   std::iota(order.begin(), order.end(), 0);
   std::shuffle(order.begin(), order.end(), std::mt19937(stream.seed));
   return order;
+}
+
+// One cluster, its blocks in an order of their own. Each block's shared memory is overwritten by itself as it begins
+// and ends: a store from another block that comes too early or too late is a race.
+template <typename Arguments>
+void run_cluster(void (*kernel)(Arguments), const Arguments& arguments, LaunchShape shape, const Stream& stream,
+                 int first, int count) {
+  std::vector<std::unique_ptr<Block>> blocks;
+  std::vector<std::thread> threads;
+  Cluster cluster(count, shape.threads);
+  for (int rank = 0; rank < count; ++rank) {
+    blocks.push_back(std::make_unique<Block>(shape.threads, shape.shared_bytes));
+    blocks.back()->cluster = &cluster;
+    cluster.blocks.push_back(blocks.back().get());
+  }
+  for (const int rank : shuffled(count, stream)) {
+    for (int thread = 0; thread < shape.threads; ++thread) {
+      threads.emplace_back([&, home = cluster.blocks[rank], index = first + rank, thread] {
+        Thread here{thread, shape.threads, index, shape.blocks, home, stream};
+        self = &here;
+        if (thread == 0) home->forget();
+        home->barrier.wait();
+        kernel(arguments);
+        home->barrier.wait();
+        if (thread == 0) home->forget();
+      });
+    }
+  }
+  for (std::thread& thread : threads) thread.join();
 }
 
 }  // namespace host
@@ -255,7 +311,7 @@ inline std::vector<int> shuffled_blocks(const LaunchShape& shape, const Stream& 
 // Three blocks at a time: a machine has only so many threads, and a race between blocks needs two.
 template <typename Arguments>
 const char* launch(void (*kernel)(Arguments), Arguments arguments, LaunchShape shape, Stream stream) {
-  const std::vector<int> order = host::shuffled_blocks(shape, stream);
+  const std::vector<int> order = host::shuffled(shape.blocks, stream);
   for (int first = 0; first < shape.blocks; first += 3) {
     const int last = std::min(first + 3, shape.blocks);
     host::run_blocks(kernel, arguments, shape, stream, order.data() + first, order.data() + last);
@@ -265,8 +321,23 @@ const char* launch(void (*kernel)(Arguments), Arguments arguments, LaunchShape s
 
 template <typename Arguments>
 const char* launch_cooperative(void (*kernel)(Arguments), Arguments arguments, LaunchShape shape, Stream stream) {
-  const std::vector<int> order = host::shuffled_blocks(shape, stream);
+  const std::vector<int> order = host::shuffled(shape.blocks, stream);
   host::run_blocks(kernel, arguments, shape, stream, order.data(), order.data() + shape.blocks);
+  return nullptr;
+}
+
+template <typename Arguments>
+int clusters_at_once(void (*)(Arguments), LaunchShape, int cluster) {
+  return cluster <= 8 ? 1 : 0;
+}
+
+template <typename Arguments>
+const char* launch_clusters(void (*kernel)(Arguments), Arguments arguments, LaunchShape shape, int cluster,
+                            Stream stream) {
+  if (shape.blocks % cluster != 0) return "the blocks of the launch make no whole clusters";
+  for (const int which : host::shuffled(shape.blocks / cluster, stream)) {
+    host::run_cluster(kernel, arguments, shape, stream, which * cluster, cluster);
+  }
   return nullptr;
 }
 

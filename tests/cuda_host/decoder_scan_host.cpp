@@ -11,17 +11,16 @@ namespace {
 struct Header {
   int32_t storage, backward, B, T, S, H, A, rows, team, tiles, candidate_tiles, splits, kept_keys, kept_gates, threads,
       reset_after, bias, lengths, padding, mask, input_storage, seed, spin_limit, missing_blocks, missing_parts,
-      skipped_block_barrier, relaxed_atomics;
+      skipped_block_barrier, relaxed_atomics, cluster, skipped_cluster_barrier;
 };
 
 #ifdef FOR_SANITIZER  // bfloat16 and 4 tiles alone: what is not there need not be compiled
-const char* launch(const DecoderScanArguments<bfloat16>& a, int threads, Stream stream) {
-  const size_t bytes = DecoderScanShared<bfloat16>(a.shape, threads).bytes;
-  return launch_cooperative(decoder_scan<bfloat16, 4>, a, {a.shape.blocks(), threads, bytes}, stream);
+const char* launch_scan(const DecoderScanArguments<bfloat16>& arguments, int threads, Stream stream) {
+  return launch_decoder_of<4>(arguments, threads, stream);
 }
 #else
 template <typename Storage>
-const char* launch(const DecoderScanArguments<Storage>& arguments, int threads, Stream stream) {
+const char* launch_scan(const DecoderScanArguments<Storage>& arguments, int threads, Stream stream) {
   return launch_decoder_scan(arguments, threads, stream);
 }
 #endif
@@ -63,13 +62,15 @@ struct Inputs {
     shape.kept_keys = h.kept_keys;
     shape.kept_gates = h.kept_gates;
     shape.reset_after = h.reset_after != 0;
+    shape.cluster = h.cluster != 0;
     shape.lengths = or_null(lengths);
     shape.key_padding_mask = reinterpret_cast<const bool*>(or_null(padding));
     barriers.assign(shape.barrier_words(), 0);
     // A team, or a row, that waits for a block which is not there: the barrier must end it.
     if (h.missing_blocks) barriers[0] = static_cast<uint32_t>(-h.missing_blocks);
     if (h.missing_parts) barriers[shape.row_groups + 1] = static_cast<uint32_t>(-h.missing_parts);
-    stream = {static_cast<unsigned>(h.seed), h.skipped_block_barrier, h.relaxed_atomics != 0};
+    stream = {static_cast<unsigned>(h.seed), h.skipped_block_barrier, h.relaxed_atomics != 0,
+              h.skipped_cluster_barrier};
   }
 
   // Into the arguments of either kernel.
@@ -98,7 +99,7 @@ int forward(const Header& h) {
   const auto input = read_as<Input>(in.cells * 3 * h.H);
   auto states = poisoned<float>(in.cells * h.H), gates = poisoned<float>(in.cells * 4 * h.H);
   auto attn_weights = poisoned<float>(in.cells * h.S), projected = poisoned<float>(size_t(h.B) * (h.A + 3 * h.H));
-  auto partial = poisoned<float>(h.splits > 1 ? size_t(h.B) * h.splits * partial_width(h.H) : 0);
+  auto partial = poisoned<float>(h.splits > 1 ? size_t(h.B) * h.splits * part_sums(in.shape).width() : 0);
   auto exchange = poisoned<Storage>(size_t(2) * h.B * padded_depth(h.H));
   auto arguments = in.template arguments<DecoderScanArguments<Storage>>();
   arguments.input_gates = input.data();
@@ -110,7 +111,7 @@ int forward(const Header& h) {
   arguments.exchange = exchange.data();
   arguments.projected = projected.data();
   arguments.partial = partial.data();
-  const int status = status_of(launch(arguments, h.threads, in.stream), in.barriers[in.shape.row_groups]);
+  const int status = status_of(launch_scan(arguments, h.threads, in.stream), in.barriers[in.shape.row_groups]);
   write(states);
   write(attn_weights);
   write(gates);
@@ -128,7 +129,7 @@ int backward(const Header& h) {
   auto grad_scores = poisoned<float>(in.cells * h.S), grad_state = poisoned<float>(size_t(h.B) * h.H);
   auto exchange = poisoned<Storage>(size_t(2) * h.B * grad_depth(h.A, h.H));
   auto grad_gates = poisoned<float>(size_t(h.B) * 3 * h.H);
-  auto partial = poisoned<float>(h.splits > 1 ? size_t(h.B) * h.splits * grad_partial_width(h.A) : 0);
+  auto partial = poisoned<float>(h.splits > 1 ? size_t(h.B) * h.splits * grad_part_sums(in.shape).width() : 0);
   auto arguments = in.template arguments<DecoderScanBackwardArguments<Storage>>();
   arguments.grad_states = grad_states.data();
   arguments.outside = outside.data();
@@ -144,8 +145,7 @@ int backward(const Header& h) {
   arguments.exchange = exchange.data();
   arguments.grad_gates = grad_gates.data();
   arguments.partial = partial.data();
-  const int status =
-      status_of(launch_decoder_scan_backward(arguments, h.threads, in.stream), in.barriers[in.shape.row_groups]);
+  const int status = status_of(launch_decoder_scan(arguments, h.threads, in.stream), in.barriers[in.shape.row_groups]);
   write(grad_input);
   write(grad_hidden);
   write(grad_queries);

@@ -10,26 +10,18 @@ namespace {
 
 struct Header {
   int32_t storage, backward, B, T, H, rows, units, threads, reverse, reset_after, bias, lengths, mask, input_storage,
-      seed, spin_limit, missing_blocks, skipped_block_barrier, relaxed_atomics;
+      seed, spin_limit, missing_blocks, skipped_block_barrier, relaxed_atomics, cluster, skipped_cluster_barrier;
 };
 
 #ifdef FOR_SANITIZER  // bfloat16 and 8 units alone: what is not there need not be compiled
-const char* launch(const GruScanArguments<bfloat16>& a, int threads, Stream stream) {
-  const size_t bytes = GruScanShared<bfloat16>(a.shape, threads).bytes;
-  return launch_cooperative(gru_scan<bfloat16, 1>, a, {a.shape.blocks(), threads, bytes}, stream);
-}
-const char* launch(const GruScanBackwardArguments<bfloat16>& a, int threads, Stream stream) {
-  const size_t bytes = GruScanBackwardShared<bfloat16>(a.shape, threads).bytes;
-  return launch_cooperative(gru_scan_backward<bfloat16, 1>, a, {a.shape.blocks(), threads, bytes}, stream);
+template <typename Arguments>
+const char* launch_scan(const Arguments& arguments, int threads, Stream stream) {
+  return launch_gru_of<1>(arguments, threads, stream);
 }
 #else
-template <typename Storage>
-const char* launch(const GruScanArguments<Storage>& arguments, int threads, Stream stream) {
+template <typename Arguments>
+const char* launch_scan(const Arguments& arguments, int threads, Stream stream) {
   return launch_gru_scan(arguments, threads, stream);
-}
-template <typename Storage>
-const char* launch(const GruScanBackwardArguments<Storage>& arguments, int threads, Stream stream) {
-  return launch_gru_scan_backward(arguments, threads, stream);
 }
 #endif
 
@@ -43,16 +35,18 @@ int run(const Header& h) {
                  h.rows,
                  (h.B + h.rows - 1) / h.rows,
                  h.units,
-                 (h.H + h.units - 1) / h.units,
+                 h.cluster ? h.cluster : (h.H + h.units - 1) / h.units,
                  h.reverse != 0,
                  h.reset_after != 0,
-                 or_null(lengths)};
+                 or_null(lengths),
+                 h.cluster > 0};
   const auto state = read<float>(size_t(h.B) * h.H);
   const auto weight = read_as<Storage>(size_t(3) * h.H * h.H);
   const auto mask = read<float>(h.mask ? size_t(h.B) * h.H : 0);
   std::vector<uint32_t> barriers(shape.row_groups + 1, 0);
   const bool input_is_storage = h.input_storage != 0;
-  const Stream stream{static_cast<unsigned>(h.seed), h.skipped_block_barrier, h.relaxed_atomics != 0};
+  const Stream stream{static_cast<unsigned>(h.seed), h.skipped_block_barrier, h.relaxed_atomics != 0,
+                      h.skipped_cluster_barrier};
   if (!h.backward) {
     const auto bias = read_as<Storage>(h.bias ? size_t(3) * h.H : 0);
     const auto input = read_as<Input>(cells * 3 * h.H);
@@ -64,7 +58,7 @@ int run(const Header& h) {
                                               state.data(),    weight.data(),   or_null(bias),
                                               or_null(mask),   states.data(),   gates.data(),
                                               exchange.data(), barriers.data(), static_cast<uint32_t>(h.spin_limit)};
-    const int status = status_of(launch(arguments, h.threads, stream), barriers.back());
+    const int status = status_of(launch_scan(arguments, h.threads, stream), barriers.back());
     write(states);
     write(gates);
     return status;
@@ -89,7 +83,7 @@ int run(const Header& h) {
                                                     exchange.data(),
                                                     barriers.data(),
                                                     static_cast<uint32_t>(h.spin_limit)};
-  const int status = status_of(launch(arguments, h.threads, stream), barriers.back());
+  const int status = status_of(launch_scan(arguments, h.threads, stream), barriers.back());
   write(grad_input);
   write(grad_hidden);
   write(grad_state);

@@ -12,13 +12,13 @@ using namespace rnnsearch::cuda;
 
 namespace {
 
-const DeviceLimits kDevice{9, 0, 132, 228 * 1024, 227 * 1024, 65536, 2048};
-int compared = 0, wrong = 0;
+DeviceLimits device{9, 0, 132, 228 * 1024, 227 * 1024, 65536, 2048, 0, 0};
+int compared = 0, in_clusters = 0, wrong = 0;
 
 template <typename T>
 void compare(Storage storage, int B, int H) {
   for (const bool backward : {false, true}) {
-    const Plan plan = plan_gru_scan({backward, storage, true, B, 7, H}, kDevice);
+    const Plan plan = plan_gru_scan({backward, storage, true, B, 7, H}, device);
     if (!plan.reason.empty()) continue;
     GruShape shape{};
     shape.B = B;
@@ -28,10 +28,15 @@ void compare(Storage storage, int B, int H) {
     shape.row_groups = plan.row_groups;
     shape.units = static_cast<int>(plan.units);
     shape.unit_groups = plan.unit_groups;
+    shape.cluster = plan.cluster > 0;
+    shape.reset_after = true;
     const size_t bytes =
         backward ? GruScanBackwardShared<T>(shape, plan.threads).bytes : GruScanShared<T>(shape, plan.threads).bytes;
     ++compared;
-    if (bytes == static_cast<size_t>(plan.shared_bytes) && shape.blocks() <= kDevice.processors) continue;
+    in_clusters += shape.cluster;
+    if (bytes == static_cast<size_t>(plan.shared_bytes) && (shape.cluster || shape.blocks() <= device.processors)) {
+      continue;
+    }
     ++wrong;
     std::printf("backward %d, %d bytes a value, B %d, H %d: planned %lld, laid out %zu\n", backward, int(sizeof(T)), B,
                 H, static_cast<long long>(plan.shared_bytes), bytes);
@@ -42,7 +47,7 @@ template <typename T>
 void compare_decoder(Storage storage, int B, int S, int H, int A) {
   for (const int question : {0, 1, 2, 3}) {
     const bool backward = question / 2 == 1, reset_after = question % 2 == 1;
-    const DecoderPlan plan = plan_decoder_scan({backward, storage, reset_after, B, 7, S, H, A}, kDevice);
+    const DecoderPlan plan = plan_decoder_scan({backward, storage, reset_after, B, 7, S, H, A}, device);
     if (!plan.reason.empty()) continue;
     DecoderShape shape{};
     shape.B = B;
@@ -59,10 +64,12 @@ void compare_decoder(Storage storage, int B, int S, int H, int A) {
     shape.kept_keys = static_cast<int>(plan.kept_keys);
     shape.kept_gates = static_cast<int>(plan.kept_gates);
     shape.reset_after = reset_after;
+    shape.cluster = plan.cluster > 0;
     const size_t bytes = backward ? DecoderScanBackwardShared<T>(shape, plan.threads).bytes
                                   : DecoderScanShared<T>(shape, plan.threads).bytes;
     ++compared;
-    if (bytes == static_cast<size_t>(plan.shared_bytes) && shape.blocks() <= kDevice.processors &&
+    in_clusters += shape.cluster;
+    if (bytes == static_cast<size_t>(plan.shared_bytes) && (shape.cluster || shape.blocks() <= device.processors) &&
         plan.threads <= kDecoderThreads && (!backward || plan.tiles <= kGradTiles)) {
       continue;
     }
@@ -72,9 +79,7 @@ void compare_decoder(Storage storage, int B, int S, int H, int A) {
   }
 }
 
-}  // namespace
-
-int main() {
+void compare_all() {
   for (const int B : {1, 5, 16, 17, 64, 80, 300}) {
     for (const int H : {1, 8, 17, 100, 512, 1000, 1024, 2000}) {
       compare<float>(Storage::float32, B, H);
@@ -91,6 +96,16 @@ int main() {
       }
     }
   }
-  std::printf("%d plans\n", compared);
-  return wrong == 0 && compared > 400 ? 0 : 1;
+}
+
+}  // namespace
+
+int main() {
+  compare_all();
+  device.clusters_of_8 = 16;
+  compare_all();
+  device.clusters_of_16 = 8;
+  compare_all();
+  std::printf("%d plans, %d in clusters\n", compared, in_clusters);
+  return wrong == 0 && compared > 1200 && in_clusters > 200 ? 0 : 1;
 }

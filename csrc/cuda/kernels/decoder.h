@@ -3,7 +3,8 @@
 // The blocks form row_groups teams of `team` blocks. A team runs `rows` rows of the batch through the whole sequence;
 // teams never meet. In a product a block of it takes some columns, whose weights stay in its shared memory. In the
 // attention a row's source is split into `splits` parts, and the rows' parts are dealt out to the team's blocks, the
-// same for every step. Where a row has more than one part, the blocks that have one meet, by a counter of the row.
+// same for every step. Where a row has more than one part, the blocks that have one meet, by a counter of the row, or
+// in a cluster with everybody.
 #pragma once
 
 #include "attention.h"
@@ -13,8 +14,18 @@ namespace rnnsearch::cuda {
 
 constexpr int kDecoderThreads = 384;  // of a block, at the most
 
-// Tiles of a block that registers have room for: eight, and five of four bytes.
+// Tiles of columns that a warp takes together: registers have room for eight, and for five of four bytes.
 RNNSEARCH_BOTH constexpr int most_tiles(size_t bytes) { return bytes == 4 ? 5 : 8; }
+RNNSEARCH_BOTH constexpr int tiles_together(int tiles, size_t bytes) { return tiles <= 4 ? 4 : most_tiles(bytes); }
+
+// `size` things in `parts` shares, as equal as can be.
+struct Shares {
+  int size, parts;
+
+  RNNSEARCH_BOTH int first(int part) const { return static_cast<int>(int64_t(size) * part / parts); }
+  RNNSEARCH_BOTH int most() const { return (size + parts - 1) / parts; }  // of one share
+  RNNSEARCH_BOTH int of(int which) const { return static_cast<int>((int64_t(parts) * (which + 1) - 1) / size); }
+};
 
 struct DecoderShape {
   int B, T, S, H, A;
@@ -24,11 +35,13 @@ struct DecoderShape {
   int splits;                  // of a row's source
   int kept_keys, kept_gates;   // positions of a block whose keys, and memory_gates, stay in its shared memory
   bool reset_after;
+  bool cluster;                  // a team is one
   const int64_t* lengths;        // (B,) or null
   const bool* key_padding_mask;  // (B, S) or null
 
   RNNSEARCH_BOTH int blocks() const { return row_groups * team; }
-  RNNSEARCH_BOTH int positions() const { return (S + splits - 1) / splits; }  // of one part, at the most
+  RNNSEARCH_BOTH int positions() const { return (S + splits - 1) / splits; }               // of one part, at the most
+  RNNSEARCH_BOTH int parts_of_block() const { return (rows * splits + team - 1) / team; }  // at the most
   // A counter a team, Stopped, a counter a row: zero at the launch.
   RNNSEARCH_BOTH int barrier_words() const { return row_groups + 1 + (splits > 1 ? B : 0); }
 
@@ -52,8 +65,9 @@ struct RowPart {
     first = split * shape.positions();
     count = shape.S - first < shape.positions() ? shape.S - first : shape.positions();
     if (count < 0) count = 0;
-    first_unit = static_cast<int>(int64_t(shape.H) * split / shape.splits);
-    units = static_cast<int>(int64_t(shape.H) * (split + 1) / shape.splits) - first_unit;
+    const Shares of_units{shape.H, shape.splits};
+    first_unit = of_units.first(split);
+    units = of_units.first(split + 1) - first_unit;
   }
 };
 
@@ -123,8 +137,13 @@ RNNSEARCH_BOTH size_t kept_bytes(int positions, int width, size_t size) {
 
 // The blocks that share a row, for all rows that this block has a part of; `epoch` counts the meetings. Everything
 // written before by any of them is seen after by all. False: leave the kernel.
-RNNSEARCH_DEVICE bool meet_rows(const DecoderShape& shape, const DecoderPart& part, const GridBarrier& barrier,
+RNNSEARCH_DEVICE bool meet_rows(const DecoderShape&, const DecoderPart&, ClusterTeam& team, uint32_t*, uint32_t,
+                                int step, int phase) {
+  return team.wait(step, phase);
+}
+RNNSEARCH_DEVICE bool meet_rows(const DecoderShape& shape, const DecoderPart& part, GridTeam& team,
                                 uint32_t* rows_arrived, uint32_t epoch, int step, int phase) {
+  const GridBarrier& barrier = team.barrier;
   block_barrier();
   if (thread_index() == 0) {
     for (int item = part.member; item < part.items; item += shape.team) {

@@ -2,12 +2,11 @@
 //
 // The blocks form row_groups teams of unit_groups blocks. A team runs `rows` rows of the batch through the whole
 // sequence; a block of it owns `units` hidden units, keeps their recurrent weights in shared memory, and alone reads
-// and writes their gates and states. Teams never meet.
+// and writes their gates and states. Teams never meet; each may be a cluster (team.h).
 #pragma once
 
 #include <cmath>
 
-#include "../grid_barrier.h"
 #include "row_products.h"
 
 namespace rnnsearch::cuda {
@@ -18,19 +17,24 @@ struct GruShape {
   int units, unit_groups;  // units * unit_groups >= H; units is 8, 16 or 32
   bool reverse, reset_after;
   const int64_t* lengths;  // (B,) or null
+  bool cluster;            // a team is one
 
   int blocks() const { return row_groups * unit_groups; }
 };
 
 // A block's part of the batch and of the units.
 struct GruPart {
+  int team, member;                        // its team, and which of the team's blocks it is
   int first_row, rows, first_unit, units;  // rows and units that exist
 
   RNNSEARCH_DEVICE explicit GruPart(const GruShape& shape) {
-    first_row = block_index() / shape.unit_groups * shape.rows;
-    first_unit = block_index() % shape.unit_groups * shape.units;
+    team = block_index() / shape.unit_groups;
+    member = block_index() % shape.unit_groups;
+    first_row = team * shape.rows;
+    first_unit = member * shape.units;
     rows = shape.B - first_row < shape.rows ? shape.B - first_row : shape.rows;
     units = shape.H - first_unit < shape.units ? shape.H - first_unit : shape.units;
+    if (units < 0) units = 0;  // a cluster may have blocks to spare
   }
 };
 
@@ -71,13 +75,12 @@ RNNSEARCH_DEVICE void store_float(void* values, bool storage, size_t at, float v
   }
 }
 
-// Zero in what pads the depth of an exchanged row: `segments` of `depth` elements, H of them real.
+// Zero in what pads the depth of `count` rows of H real elements, `stride` apart.
 template <typename Storage>
-RNNSEARCH_DEVICE void zero_depth_padding(Storage* exchange, const GruPart& part, int H, int segments) {
-  const int depth = padded_depth(H), padding = depth - H;
-  for (int i = thread_index(); i < part.rows * segments * padding; i += thread_count()) {
-    const int segment = i / padding;  // of all rows
-    exchange[(size_t(part.first_row) * segments + segment) * depth + H + i % padding] = from_float<Storage>(0);
+RNNSEARCH_DEVICE void zero_depth_padding(Storage* rows, int count, int stride, int H) {
+  const int padding = padded_depth(H) - H;
+  for (int i = thread_index(); i < count * padding; i += thread_count()) {
+    rows[size_t(i / padding) * stride + H + i % padding] = from_float<Storage>(0);
   }
 }
 

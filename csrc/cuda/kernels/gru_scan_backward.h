@@ -2,13 +2,16 @@
 //
 //   grad_n = δ (1 - z)(1 - n²)                δ = grad_state + grad_states_t
 //   grad_z = δ (s_{t-1} - n) z (1 - z)
-//   reset_after:  grad_r = grad_n u_n r (1 - r), grad_u = [grad_r, grad_z, grad_n r];       one grid barrier a step
+//   reset_after:  grad_r = grad_n u_n r (1 - r), grad_u = [grad_r, grad_z, grad_n r];       one barrier of the team a
+//   step
 //                 grad_state = δ z + state_mask ∘ Uᵀ grad_u
 //   otherwise:    q = U_nᵀ grad_n, grad_r = q d r (1 - r), grad_u = [grad_r, grad_z, grad_n]; two
 //                 grad_state = δ z + state_mask ∘ (q r + U_rzᵀ [grad_r, grad_z])
 //
-// A block owns units as in the forward kernel and keeps their columns of U. The gradients of the weight and the bias
-// are products and sums of grad_hidden after the launch, with what gru_entering finds.
+// A block owns units as in the forward kernel and keeps their columns of U. What the blocks hand one another, three
+// gates a unit, goes through global memory in a cluster too: it would take as much of the way between blocks. The
+// gradients of the weight and the bias are products and sums of grad_hidden after the launch, with what gru_entering
+// finds.
 #pragma once
 
 #include "gru.h"
@@ -47,8 +50,9 @@ struct GruScanBackwardShared {
   }
 };
 
-template <typename Storage, int TILES>
+template <typename Storage, int TILES, typename Team>
 RNNSEARCH_KERNEL void gru_scan_backward(GruScanBackwardArguments<Storage> a) {
+  if constexpr (!Team::kHere) return;
   const GruShape& shape = a.shape;
   const GruPart part(shape);
   const int H = shape.H, depth = padded_depth(H), units = 8 * TILES;
@@ -57,9 +61,8 @@ RNNSEARCH_KERNEL void gru_scan_backward(GruScanBackwardArguments<Storage> a) {
   Storage* weights = reinterpret_cast<Storage*>(shared);
   float* products = reinterpret_cast<float*>(shared + layout.products);
   float* carry = reinterpret_cast<float*>(shared + layout.carry);
-  GridBarrier barrier{a.barriers + block_index() / shape.unit_groups, a.barriers + shape.row_groups,
-                      static_cast<uint32_t>(shape.unit_groups), a.spin_limit,
-                      reinterpret_cast<uint32_t*>(shared + layout.verdict)};
+  Team team({a.barriers, shape.row_groups, part.team, shape.unit_groups, a.spin_limit,
+             reinterpret_cast<uint32_t*>(shared + layout.verdict)});
   const size_t parity = size_t(shape.B) * 3 * depth;
 
   for (int i = thread_index(); i < units * 3 * depth; i += thread_count()) {
@@ -68,8 +71,10 @@ RNNSEARCH_KERNEL void gru_scan_backward(GruScanBackwardArguments<Storage> a) {
     weights[size_t(unit) * layout.stride + k] =
         real ? a.hidden_weight[(size_t(gate) * H + from) * H + part.first_unit + unit] : from_float<Storage>(0);
   }
-  if (block_index() % shape.unit_groups == 0) {
-    for (int i = 0; i < 2; ++i) zero_depth_padding(a.exchange + i * parity, part, H, 3);
+  if (part.member == 0) {
+    for (int i = 0; i < 2; ++i) {
+      zero_depth_padding(a.exchange + i * parity + size_t(part.first_row) * 3 * depth, 3 * part.rows, depth, H);
+    }
   }
   const int items = part.rows * part.units;
   for (int i = thread_index(); i < items; i += thread_count()) carry[i] = 0;
@@ -106,12 +111,12 @@ RNNSEARCH_KERNEL void gru_scan_backward(GruScanBackwardArguments<Storage> a) {
         grad_hidden[0] = out[0] = from_float<Storage>(grad_r);
       }
     }
-    if (!barrier.wait(step, 0)) return;
+    if (!team.wait(step, 0)) return;
 
     const Storage* const left = exchange + size_t(part.first_row) * 3 * depth;
     if (!shape.reset_after) {
-      row_products<TILES>(left + 2 * depth, 3 * depth, part.rows, depth, weights + 2 * depth, layout.stride, products,
-                          units);
+      row_products<TILES, GridTeam>(left + 2 * depth, 3 * depth, part.rows, depth, weights + 2 * depth, layout.stride,
+                                    products, units);
       block_barrier();
       for (int i = thread_index(); i < items; i += thread_count()) {
         const int local_row = i / part.units, local_unit = i % part.units;
@@ -130,10 +135,10 @@ RNNSEARCH_KERNEL void gru_scan_backward(GruScanBackwardArguments<Storage> a) {
         store_float<Storage>(a.grad_input_gates, a.input_is_storage, cell * 3 * H + unit, grad_r);
         a.grad_hidden[cell * 3 * H + unit] = exchange[row * 3 * depth + unit] = from_float<Storage>(grad_r);
       }
-      if (!barrier.wait(step, 1)) return;
+      if (!team.wait(step, 1)) return;
     }
-    row_products<TILES>(left, 3 * depth, part.rows, (shape.reset_after ? 3 : 2) * depth, weights, layout.stride,
-                        products, units);
+    row_products<TILES, GridTeam>(left, 3 * depth, part.rows, (shape.reset_after ? 3 : 2) * depth, weights,
+                                  layout.stride, products, units);
     block_barrier();
     for (int i = thread_index(); i < items; i += thread_count()) {
       const int local_row = i / part.units, local_unit = i % part.units;

@@ -44,10 +44,13 @@ class Call : public Signature {
     if (error != nullptr)
       throw std::runtime_error("rnnsearch::" + std::string(op_) + "." RNNSEARCH_OVERLOAD ": " + error);
   }
-  // After a launch whose blocks wait for one another: `stopped` is its word.
-  void settle(Scan scan, const uint32_t* stopped, std::initializer_list<Tensor> results) const {
+  // After a launch whose blocks wait for one another: `barriers` are its counters, and Stopped. Those of a cluster,
+  // which are there together or not at all, wait for nobody in vain.
+  template <class Plan>
+  void settle(Scan scan, const Plan& plan, const Tensor& barriers, std::initializer_list<Tensor> results) const {
+    if (plan.cluster > 0) return;
     SettleArguments a{};
-    a.stopped = stopped;
+    a.stopped = static_cast<const uint32_t*>(barriers.data_ptr()) + plan.row_groups;
     a.who = Report::of(static_cast<uint32_t>(scan), 0);
     a.report = report_word();
     for (const Tensor& result : results) {

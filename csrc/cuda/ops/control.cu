@@ -1,6 +1,7 @@
 #include "control.h"
 
 #include <atomic>
+#include <cstdlib>
 
 #include "../settle.h"
 #include "device.h"
@@ -12,6 +13,12 @@ namespace {
 // a launch waiting, shorter than anybody's patience. Not measured.
 std::atomic<uint32_t> polls{uint32_t(1) << 26};
 std::string per_step;
+
+bool clusters_wanted() {
+  const char* const variable = std::getenv("RNNSEARCH_CUDA_CLUSTERS");
+  return variable == nullptr || std::string(variable) != "0";
+}
+std::atomic<bool> clusters{clusters_wanted()};
 
 }  // namespace
 
@@ -44,6 +51,9 @@ uint32_t spin_limit() { return polls; }
 void set_spin_limit(uint32_t limit) { polls = limit; }
 
 DeviceLimits device_limits(int device) { return limits_of(device); }
+
+bool use_clusters() { return clusters; }
+void set_use_clusters(bool use) { clusters = use; }
 
 const std::string& per_step_backend() { return per_step; }
 void set_per_step_backend(const std::string& name) { per_step = name; }

@@ -22,6 +22,11 @@ void set_spin_limit(uint32_t polls);
 
 DeviceLimits device_limits(int device);
 
+// Whether a scan may be launched in thread-block clusters where the GPU has them; false from the start with
+// RNNSEARCH_CUDA_CLUSTERS=0.
+bool use_clusters();
+void set_use_clusters(bool use);
+
 // The backend that runs, step by step, what has no plan.
 const std::string& per_step_backend();
 void set_per_step_backend(const std::string& name);

@@ -29,6 +29,7 @@ inline DecoderShape decoder_shape(const Call& call, const DecoderPlan& plan, con
   shape.kept_keys = static_cast<int>(plan.kept_keys);
   shape.kept_gates = static_cast<int>(plan.kept_gates);
   shape.reset_after = reset_after;
+  shape.cluster = plan.cluster > 0;
   shape.lengths = pointer<int64_t>(lengths);
   shape.key_padding_mask = pointer<bool>(key_padding_mask);
   return shape;
@@ -37,7 +38,7 @@ inline DecoderShape decoder_shape(const Call& call, const DecoderPlan& plan, con
 // Kernels are compiled in decoder_scan.cu alone.
 #define RNNSEARCH_DECODER(STORAGE)                                                                    \
   extern template const char* launch_decoder_scan(const DecoderScanArguments<STORAGE>&, int, Stream); \
-  extern template const char* launch_decoder_scan_backward(const DecoderScanBackwardArguments<STORAGE>&, int, Stream);
+  extern template const char* launch_decoder_scan(const DecoderScanBackwardArguments<STORAGE>&, int, Stream);
 RNNSEARCH_DECODER(float)
 RNNSEARCH_DECODER(bfloat16)
 RNNSEARCH_DECODER(float16)

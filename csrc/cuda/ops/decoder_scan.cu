@@ -38,9 +38,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> decoder_scan_op(
   product("aten::mm", rows_of(memory.values, B * S, M), transpose(context_weight, 0, 1), memory_gates);
 
   const DecoderShape shape = decoder_shape(call, plan, memory.key_padding_mask, lengths, reset_after);
-  const Tensor exchange = call.empty({2, B, padded_depth(shape.H)}, call.storage());
-  const Tensor projected = call.empty({B, A + 3 * H}, ScalarType::Float);
-  const int64_t parts = plan.splits > 1 ? B * plan.splits * partial_width(shape.H) : 0;
+  const Tensor exchange = call.empty({plan.cluster ? 0 : 2, B, padded_depth(shape.H)}, call.storage());
+  const Tensor projected = call.empty({plan.cluster && reset_after ? 0 : B, A + 3 * H}, ScalarType::Float);
+  const int64_t parts = plan.splits > 1 && !plan.cluster ? B * plan.splits * part_sums(shape).width() : 0;
   const Tensor partial = call.empty({parts}, ScalarType::Float);
   const Tensor barriers = call.zeros({shape.barrier_words()}, ScalarType::Int);
   with_storage(call, [&](auto s) {
@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> decoder_scan_op(
     a.spin_limit = spin_limit();
     call.launched(launch_decoder_scan(a, plan.threads, call.stream()));
   });
-  call.settle(Scan::decoder_scan, pointer<uint32_t>(barriers) + plan.row_groups, {states, attn_weights, gates});
+  call.settle(Scan::decoder_scan, plan, barriers, {states, attn_weights, gates});
 
   const Tensor contexts = call.empty({B, T, M}, call.storage());
   product("aten::bmm", torch::stable::to(attn_weights, call.storage()),

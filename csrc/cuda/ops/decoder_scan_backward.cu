@@ -81,8 +81,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   const Tensor grad_score_weights = call.empty({B * chunks, A}, ScalarType::Float);
   const DecoderShape shape = decoder_shape(call, plan, memory.key_padding_mask, lengths, reset_after);
   const Tensor exchange = call.empty({2, B, grad_depth(shape.A, shape.H)}, call.storage());
-  const Tensor grad_gates = call.empty({B, 3 * H}, ScalarType::Float);
-  const int64_t parts = plan.splits > 1 ? B * plan.splits * grad_partial_width(shape.A) : 0;
+  const Tensor grad_gates = call.empty({plan.cluster ? 0 : B, 3 * H}, ScalarType::Float);
+  const int64_t parts = plan.splits > 1 && !plan.cluster ? B * plan.splits * grad_part_sums(shape).width() : 0;
   const Tensor partial = call.empty({parts}, ScalarType::Float);
   const Tensor barriers = call.zeros({shape.barrier_words()}, ScalarType::Int);
   with_storage(call, [&](auto s) {
@@ -113,9 +113,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     a.partial = pointer<float>(partial);
     a.barriers = pointer<uint32_t>(barriers);
     a.spin_limit = spin_limit();
-    call.launched(launch_decoder_scan_backward(a, plan.threads, call.stream()));
+    call.launched(launch_decoder_scan(a, plan.threads, call.stream()));
   });
-  call.settle(Scan::decoder_scan_backward, pointer<uint32_t>(barriers) + plan.row_groups,
+  call.settle(Scan::decoder_scan_backward, plan, barriers,
               {grad_input_gates, grad_state, grad_hidden, grad_queries, grad_scores});
   with_storage(call, [&](auto s) {
     using U = decltype(s);

@@ -10,8 +10,9 @@
 #include <mutex>
 #include <stdexcept>
 
+#include "../clusters.h"
 #include "../planner/planner.h"
-#include "../platform.h"
+#include "control.h"
 
 #ifdef __CUDACC__
 #include <torch/csrc/stable/accelerator.h>
@@ -41,7 +42,8 @@ inline void check(cudaError_t error) {
 }
 
 // Asked once for each device.
-inline DeviceLimits limits_of(int device) {
+inline DeviceLimits known_limits_of(int device) {
+  const torch::stable::accelerator::DeviceGuard guard(device);
   static std::mutex mutex;
   static std::map<int, DeviceLimits> known;
   const std::lock_guard lock(mutex);
@@ -51,11 +53,17 @@ inline DeviceLimits limits_of(int device) {
     check(cudaDeviceGetAttribute(&value, name, device));
     return value;
   };
-  return known[device] = {
-             attribute(cudaDevAttrComputeCapabilityMajor),       attribute(cudaDevAttrComputeCapabilityMinor),
-             attribute(cudaDevAttrMultiProcessorCount),          attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
-             attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), attribute(cudaDevAttrMaxRegistersPerMultiprocessor),
-             attribute(cudaDevAttrMaxThreadsPerMultiProcessor)};
+  const int shared_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  const bool clusters = attribute(cudaDevAttrClusterLaunch) != 0;
+  return known[device] = {attribute(cudaDevAttrComputeCapabilityMajor),
+                          attribute(cudaDevAttrComputeCapabilityMinor),
+                          attribute(cudaDevAttrMultiProcessorCount),
+                          attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
+                          shared_per_block,
+                          attribute(cudaDevAttrMaxRegistersPerMultiprocessor),
+                          attribute(cudaDevAttrMaxThreadsPerMultiProcessor),
+                          clusters ? resident_clusters(8, shared_per_block) : 0,
+                          clusters ? resident_clusters(16, shared_per_block) : 0};
 }
 
 // A word that kernels of every device can write and the host reads without waiting; kept until the process ends. The
@@ -97,9 +105,10 @@ class OnDevice {
 
 inline Stream current_stream(const torch::stable::Tensor&) { return {}; }
 
-// An H200's, but for the SMs: a machine runs only so many threads.
-inline DeviceLimits host_limits{9, 0, 4, 228 * 1024, 227 * 1024, 65536, 2048};
-inline DeviceLimits limits_of(int) { return host_limits; }
+// An H200's, but for the SMs and the clusters: a machine runs only so many threads.
+inline DeviceLimits known_limits_of(int) {
+  return {9, 0, 4, 228 * 1024, 227 * 1024, 65536, 2048, resident_clusters(8, 0), resident_clusters(16, 0)};
+}
 
 inline uint64_t* report_word() {
   alignas(8) static uint64_t word = 0;
@@ -115,3 +124,14 @@ inline torch::stable::Tensor product_of_halves(const char*, const torch::stable:
 
 }  // namespace rnnsearch::cuda
 #endif
+
+namespace rnnsearch::cuda {
+
+// What the planner goes by.
+inline DeviceLimits limits_of(int device) {
+  DeviceLimits limits = known_limits_of(device);
+  if (!use_clusters()) limits.clusters_of_8 = limits.clusters_of_16 = 0;
+  return limits;
+}
+
+}  // namespace rnnsearch::cuda

@@ -21,7 +21,8 @@ inline GruShape shape_of(const Call& call, const Plan& plan, const OptionalTenso
           plan.unit_groups,
           reverse,
           reset_after,
-          pointer<int64_t>(lengths)};
+          pointer<int64_t>(lengths),
+          plan.cluster > 0};
 }
 
 // The gradient of hidden_weight from those of u, (B T, 3H), and the states that entered, of n's part after the reset.
@@ -40,9 +41,9 @@ inline Tensor grad_of_hidden_weight(const Call& call, const Tensor& grad_hidden,
 }
 
 // Kernels are compiled in gru_scan.cu alone.
-#define RNNSEARCH_GRU(STORAGE)                                                                                 \
-  extern template const char* launch_gru_scan(const GruScanArguments<STORAGE>&, int, Stream);                  \
-  extern template const char* launch_gru_scan_backward(const GruScanBackwardArguments<STORAGE>&, int, Stream); \
+#define RNNSEARCH_GRU(STORAGE)                                                                        \
+  extern template const char* launch_gru_scan(const GruScanArguments<STORAGE>&, int, Stream);         \
+  extern template const char* launch_gru_scan(const GruScanBackwardArguments<STORAGE>&, int, Stream); \
   extern template const char* launch_gru_entering(const GruEnteringArguments<STORAGE>&, Stream);
 RNNSEARCH_GRU(float)
 RNNSEARCH_GRU(bfloat16)

@@ -23,7 +23,7 @@ std::tuple<Tensor, Tensor> gru_scan_op(const Tensor& input_gates_, const Tensor&
     return {states, gates};
   }
   const Tensor states = call.empty({B, T, H}, ScalarType::Float), gates = call.empty({B, T, 4 * H}, ScalarType::Float);
-  const Tensor exchange = call.empty({3, B, padded_depth(static_cast<int>(H))}, call.storage());
+  const Tensor exchange = call.empty({plan.cluster ? 0 : 3, B, padded_depth(static_cast<int>(H))}, call.storage());
   const Tensor barriers = call.zeros({plan.row_groups + 1}, ScalarType::Int);
   with_storage(call, [&](auto s) {
     using S = decltype(s);
@@ -42,7 +42,7 @@ std::tuple<Tensor, Tensor> gru_scan_op(const Tensor& input_gates_, const Tensor&
     a.spin_limit = spin_limit();
     call.launched(launch_gru_scan(a, plan.threads, call.stream()));
   });
-  call.settle(Scan::gru_scan, pointer<uint32_t>(barriers) + plan.row_groups, {states, gates});
+  call.settle(Scan::gru_scan, plan, barriers, {states, gates});
   return {states, gates};
 }
 

@@ -51,7 +51,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gru_scan_backward_op(const Tensor& gr
     a.exchange = pointer<S>(exchange);
     a.barriers = pointer<uint32_t>(barriers);
     a.spin_limit = spin_limit();
-    call.launched(launch_gru_scan_backward(a, plan.threads, call.stream()));
+    call.launched(launch_gru_scan(a, plan.threads, call.stream()));
     GruEnteringArguments<S> e{};
     e.shape = shape;
     e.state = a.state;
@@ -62,8 +62,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gru_scan_backward_op(const Tensor& gr
     e.reset = reset_after ? nullptr : pointer<S>(reset);
     call.launched(launch_gru_entering(e, call.stream()));
   });
-  call.settle(Scan::gru_scan_backward, pointer<uint32_t>(barriers) + plan.row_groups,
-              {grad_input_gates, grad_state, grad_hidden});
+  call.settle(Scan::gru_scan_backward, plan, barriers, {grad_input_gates, grad_state, grad_hidden});
 
   const Tensor grad_hidden_weight = grad_of_hidden_weight(call, grad_hidden, entering, reset, reset_after);
   return {grad_input_gates, grad_state, grad_hidden_weight, sum_of_rows(grad_hidden, call.storage())};

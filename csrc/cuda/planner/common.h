@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -14,6 +15,10 @@ constexpr int64_t kMmaRows = 16;     // batch rows of one tensor-core product
 constexpr int64_t kMmaDepth = 16;    // terms of its sum
 constexpr int64_t kReserved = 1024;  // bytes of shared memory that CUDA keeps for itself in every block
 constexpr int64_t kMost = int64_t(1) << 31;
+// What a meeting of a team costs, in bytes that a block could have read from outside meanwhile: about a microsecond for
+// a grid's, a quarter for a cluster's. Estimates; bench/cuda_rates.py measures what they should be.
+constexpr int64_t kMeeting = 64 * 1024, kClusterMeeting = 16 * 1024;
+constexpr int64_t kMostTurns = 8;  // of clusters, one after another: beyond, a grid is the better
 
 inline int64_t parts(int64_t whole, int64_t size) { return (whole + size - 1) / size; }
 inline int64_t round_up(int64_t value, int64_t multiple) { return parts(value, multiple) * multiple; }
@@ -55,6 +60,39 @@ inline std::string why_unfit(const DeviceLimits& device, int64_t threads, int64_
     return "an SM has no room for a block of " + std::to_string(threads) + " threads";
   }
   return "";
+}
+
+struct ClusterSize {
+  int64_t blocks, at_once;
+
+  int64_t most_teams() const { return kMostTurns * at_once; }
+};
+
+// The sizes of clusters to try: what every GPU that has clusters takes, and what it must be allowed.
+inline std::array<ClusterSize, 2> cluster_sizes(const DeviceLimits& device) {
+  return {ClusterSize{8, device.clusters_of_8}, ClusterSize{16, device.clusters_of_16}};
+}
+
+// Why there can be no cluster at all, or empty.
+inline std::string why_no_clusters(const DeviceLimits& device) {
+  if (device.major < 9) {
+    return "clusters need compute capability 9.0 or later; this is " + std::to_string(device.major) + "." +
+           std::to_string(device.minor);
+  }
+  return device.clusters_of_8 + device.clusters_of_16 > 0 ? "" : "no cluster of 8 blocks can run, or they are off";
+}
+
+// The better of a plan for one grid and one for clusters, or neither, by what a step of all teams costs; what has no
+// plan says why. `clusters.no_cluster` says why there is none where there is none.
+template <typename Plan>
+Plan better(Plan grid, int64_t grid_cost, Plan clusters, int64_t clusters_cost) {
+  if (clusters.cluster > 0 && (!grid.reason.empty() || clusters_cost < grid_cost)) return clusters;
+  grid.no_cluster = clusters.no_cluster;
+  if (clusters.cluster > 0) {
+    grid.no_cluster = "a step in clusters of " + std::to_string(clusters.cluster) + " would take " +
+                      std::to_string(100 * clusters_cost / grid_cost) + "% of the grid's, by the planner's estimates";
+  }
+  return grid;
 }
 
 // Bytes of shared memory that one block of an SM can have.

@@ -1,9 +1,11 @@
 // How a whole scan lies on a GPU as one launch, from sizes and limits alone: plain C++, no CUDA, so that it can be
 // asked and tested where no GPU is.
 //
-// All blocks stay resident for the sequence. They form row_groups teams of unit_groups blocks. A team takes `rows` rows
-// of the batch and never waits for another team; a block of it owns `units` hidden units and holds their recurrent
-// weights in shared memory for all steps, so that a step reads no weight from outside.
+// Blocks form row_groups teams of unit_groups blocks. A team takes `rows` rows of the batch and never waits for another
+// team; a block of it owns `units` hidden units and holds their recurrent weights in shared memory for all steps, so
+// that a step reads no weight from outside. A team is a thread-block cluster where one has room for all of U and a step
+// would be the faster for it, by estimates of what a meeting and a byte cost; otherwise all blocks of the grid stay
+// resident.
 //
 // Barriers of a team: one a step where the reset comes after the product, otherwise two. (The forward pass has one more
 // before the first step and none after the last product.)
@@ -21,6 +23,7 @@ struct DeviceLimits {
   int64_t shared_per_block;  // bytes, with the opt-in
   int registers_per_sm;      // of 32 bits
   int threads_per_sm;
+  int clusters_of_8, clusters_of_16;  // thread-block clusters that run at once, with a block an SM; 0: no such clusters
 };
 
 enum class Storage { float32, bfloat16, float16 };
@@ -33,7 +36,9 @@ struct Problem {
 };
 
 struct Plan {
-  std::string reason;  // why there is none; empty where there is one
+  std::string reason;      // why there is none; empty where there is one
+  int cluster = 0;         // blocks of a cluster, which is a team; 0: one grid, all of it resident
+  std::string no_cluster;  // why a team is no cluster; empty where it is one
   int row_groups = 0, unit_groups = 0, threads = 0;
   int64_t rows = 0;             // of a team; the last team may have fewer that exist
   int64_t units = 0;            // of a block: 8, 16 or 32; the last block may have fewer that exist
@@ -60,6 +65,8 @@ struct DecoderProblem {
 
 struct DecoderPlan {
   std::string reason;
+  int cluster = 0;
+  std::string no_cluster;
   int row_groups = 0, team = 0, threads = 0;
   int64_t rows = 0;
   int tiles = 0, candidate_tiles = 0, splits = 0;
