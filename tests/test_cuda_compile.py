@@ -26,7 +26,9 @@ SOURCES = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), ROOT / "bench" / "cud
 TARGETS = os.environ.get("RNNSEARCH_CUDA_TARGETS", "90a").split()
 STORAGE = ("float", "__nv_bfloat16", "__half")
 ATTENTION = [f"attention_{name}" for name in ("scores", "output", "grad_weights", "grad_query", "grad_keys")]
-WITHOUT_PRODUCTS = [*ATTENTION, "gru_entering", "zero_rows", "settle", "step_gates", "cluster_probe"]  # of matrices
+RATES = [f"rates_{name}" for name in ("meeting", "reading", "chasing", "tanh")]
+# Of matrices.
+WITHOUT_PRODUCTS = [*ATTENTION, *RATES, "gru_entering", "zero_rows", "settle", "step_gates", "cluster_probe"]
 # Registers of a thread, by kernel and storage. 256 threads leave 255 each; 16-bit kernels are to stay well below, and
 # four blocks of attention's kernels are to fit an SM.
 BUDGETS = {
@@ -42,7 +44,7 @@ BUDGETS = {
     **{(kernel, storage): 40 for kernel in ("gru_entering", "zero_rows", "step_gates") for storage in STORAGE},
     ("settle", "none"): 32,
     ("cluster_probe", "none"): 8,
-    **{(f"rates_{name}", "none"): 64 for name in ("meeting", "reading", "chasing", "tanh")},
+    **{(name, "none"): 64 for name in RATES},
     ("linear", "float"): 112,
     ("linear", "__nv_bfloat16"): 80,
     ("linear", "__half"): 80,
@@ -71,8 +73,10 @@ def costs(log: str) -> list[Cost]:
     """From what ptxas says of each kernel; in a mangled name every name stands behind its length."""
     found = []
     for entry, said in re.findall(r"Compiling entry function '(\w+)'(.*?Used \d+ registers[^\n]*)", log, re.DOTALL):
-        name = re.match(r"_ZN9rnnsearch4cuda\d+([a-z_]+)(?:I\d+(__half|__nv_bfloat16)|I(f)|(E))", entry)
-        assert name is not None, f"a kernel of another form than name or name<storage, ...>: {entry}"
+        name = re.match(r"_ZN9rnnsearch4cuda\d+([a-z_]+)(?:I\d+(__half|__nv_bfloat16)|I(f)|E|I[LN])", entry)
+        assert name is not None, (
+            f"a kernel of another form than name, name<storage, ...> or name<number or policy>: {entry}"
+        )
         storage = name[2] or ("float" if name[3] else "none")
         numbers = dict.fromkeys(("registers", "bytes smem", "bytes spill stores", "bytes spill loads"), 0)
         for what in numbers:
