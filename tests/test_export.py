@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import tolerances
 import torch
+from rnnsearch.continuations import reorder
+from small_model import make_model
 from torch import nn
 from torch.export import Dim
 
@@ -91,6 +93,36 @@ def test_the_step_exports_with_dynamic_sizes_through_a_file(tmp_path, attend_aft
         for sizes in ((3, 6, 5), (1, 2, 8), (2, 9, 2)):
             inputs = step_inputs(*sizes)
             for one, other in zip(loaded(*inputs), module(*inputs), strict=True):
+                torch.testing.assert_close(one, other)
+
+
+class Translate(nn.Module):
+    """A source read and the first token scored, by a model whose sources may be of any length."""
+
+    def __init__(self, attend_after: bool) -> None:
+        super().__init__()
+        self.model = make_model(attend_after=attend_after, dtype=torch.float32)
+
+    def forward(self, source, source_lengths, tokens, memory_index):
+        memory, state = self.model.encode(source, source_lengths)
+        log_probs, _, attn_weights = self.model.log_probs(tokens, reorder(state, memory_index), memory, memory_index)
+        return log_probs, attn_weights
+
+
+def translate_inputs(batch: int, source: int, rows: int) -> tuple[torch.Tensor, ...]:
+    lengths, index = torch.randint(1, source + 1, (batch,)), torch.randint(0, batch, (rows,))
+    return torch.randint(4, 10, (batch, source)), lengths, torch.randint(4, 10, (rows,)), index
+
+
+@ORDERS
+def test_a_model_exports_for_sources_of_any_length(attend_after):
+    module, rows = Translate(attend_after), Dim("N", min=1)
+    with torch.no_grad():
+        shapes = ({0: B, 1: S}, {0: B}, {0: rows}, {0: rows})
+        exported = torch.export.export(module, translate_inputs(3, 5, 4), dynamic_shapes=shapes).module()
+        for sizes in ((3, 5, 4), (2, 13, 5), (1, 1, 1)):
+            inputs = translate_inputs(*sizes)
+            for one, other in zip(exported(*inputs), module(*inputs), strict=True):
                 torch.testing.assert_close(one, other)
 
 

@@ -170,7 +170,8 @@ class RNNSearch(TranslationModel):
         position is prepared, too, W_c h_j (B, S, 3H) and C_o h_j (B, S, 2L): C_o Σ α_j h_j = Σ α_j C_o h_j.
         """
         prepared = self.decoder.prepare_memory(memory, memory_lengths=memory_lengths)
-        if not self._prepares_values(memory.shape[1]):
+        # As the decoder, which chooses nothing by S for an exported graph.
+        if torch.compiler.is_exporting() or not self._prepares_values(memory.shape[1]):
             return prepared
         *_, weight = self._readout_weights()
         if self.config.attend_after:
