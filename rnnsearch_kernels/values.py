@@ -46,7 +46,8 @@ class PreparedMemory(NamedTuple):
     weights           the parameters of the decoder that prepared it, for steps without gradients; without them the
                       step looks its own up
     values            (B, S, anything): what a step sums under its weights and returns as the context, in the place of
-                      memory; beside memory_gates and without gradients only, and never from ``prepare_memory``
+                      memory; beside memory_gates, or with ``attend_after``, which has none; without gradients only, and
+                      never from ``prepare_memory``
     """
 
     memory: Tensor

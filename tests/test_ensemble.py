@@ -10,23 +10,27 @@ from rnnsearch.ensemble import Ensemble
 from small_model import SIZES, SOURCE, TARGET, make_model
 
 WORDS = [list(word) for word in ("abc", "f", "abcde", "cab")]
+ORDERS = pytest.mark.parametrize("attend_after", [False, True])
 
 
-def other_model(*, dtype=torch.float64, source=SOURCE, target=TARGET, scale: float = 1.0) -> RNNSearch:
+def other_model(
+    *, attend_after: bool = False, dtype=torch.float64, source=SOURCE, target=TARGET, scale: float = 1.0
+) -> RNNSearch:
     """Of other sizes than make_model's, and with the other GRU."""
     torch.manual_seed(1)
-    model = RNNSearch(
-        RNNSearchConfig(len(source), len(target), reset_after=True, **{**SIZES, "hidden_size": 9}), source, target
-    )
+    sizes = {**SIZES, "hidden_size": 9}
+    config = RNNSearchConfig(len(source), len(target), attend_after=attend_after, reset_after=True, **sizes)
+    model = RNNSearch(config, source, target)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.0, scale)
     return model.to(dtype).eval()
 
 
+@ORDERS
 @torch.no_grad()
-def test_beam_search_is_over_the_mean_of_the_probabilities() -> None:
-    models = [make_model(scale=1.0), other_model()]
+def test_beam_search_is_over_the_mean_of_the_probabilities(attend_after: bool) -> None:
+    models = [make_model(scale=1.0), other_model(attend_after=attend_after)]
     ensemble = Ensemble(models)
     found = ensemble.translate(WORDS, beam_size=4, n_best=3, max_length=6, ban_ids=(3,))
     for word, hypotheses in zip(WORDS, found, strict=True):
@@ -82,9 +86,11 @@ def test_a_model_and_itself_are_the_model() -> None:
         assert [entry.score for entry in left] == pytest.approx([entry.score for entry in right], abs=1e-5)
 
 
+@ORDERS
 @pytest.mark.parametrize("search", ["beam", "sample"])
-def test_a_text_has_the_same_translations_alone_and_in_any_batch(search: str) -> None:
-    ensemble = Ensemble([make_model(dtype=torch.float32, scale=1.0), other_model(dtype=torch.float32)])
+def test_a_text_has_the_same_translations_alone_and_in_any_batch(search: str, attend_after: bool) -> None:
+    models = [make_model(dtype=torch.float32, scale=1.0), other_model(attend_after=attend_after, dtype=torch.float32)]
+    ensemble = Ensemble(models)
 
     def translations(sources: list[list[str]], size: int) -> list:
         found = ensemble.translate(sources, search=search, n_best=2, batch_size=size, max_length=9)
@@ -94,9 +100,10 @@ def test_a_text_has_the_same_translations_alone_and_in_any_batch(search: str) ->
     assert translations(WORDS, 3) == together == [translations([word], 1)[0] for word in WORDS]
 
 
+@ORDERS
 @pytest.mark.parametrize("engine", ["fixed", "shrinking"])
-def test_every_engine_searches_it(engine: str) -> None:
-    ensemble = Ensemble([make_model(scale=1.0), other_model()])
+def test_every_engine_searches_it(engine: str, attend_after: bool) -> None:
+    ensemble = Ensemble([make_model(scale=1.0), other_model(attend_after=attend_after)])
     options = {"beam_size": 3, "n_best": 2, "coverage_penalty": 0.3, "no_repeat_ngram_size": 2}
     wanted = ensemble.translate(WORDS, **options)
     found = ensemble.translate(WORDS, engine=engine, **options)

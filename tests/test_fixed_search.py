@@ -122,9 +122,12 @@ def test_the_recording_refuses_what_waits_for_the_host() -> None:
             wait()
 
 
-def test_the_model_decodes_with_operations_of_fixed_shape_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("attend_after", [False, True])
+def test_the_model_decodes_with_operations_of_fixed_shape_alone(
+    attend_after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The reference's own operations are looked at: a GPU without kernels captures those."""
-    model = make_model(backend="reference")
+    model = make_model(attend_after=attend_after, backend="reference")
     source = torch.tensor([[4, 5, 6, 2], [7, 2, 0, 0]])
     lengths = torch.tensor([4, 2])
     wanted = model.generate(source, lengths, beam_size=3, n_best=2, engine="shrinking")

@@ -88,15 +88,31 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
+ORDERS = pytest.mark.parametrize("attend_after", [False, True])
+
+
+@ORDERS
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_searches_of_one_bucket_replay_one_step_and_find_what_one_without_finds(options, bench: Bench) -> None:
-    draw, model = random.Random(0), make_model(backend="reference")
+def test_searches_of_one_bucket_replay_one_step_and_find_what_one_without_finds(
+    options, attend_after: bool, bench: Bench
+) -> None:
+    draw, model = random.Random(0), make_model(attend_after=attend_after, backend="reference")
     for place, (count, longest) in enumerate([(17, 18), (18, 17), (17, 17)]):
         source, lengths = sources(draw, count, longest)
         given = None if place == 2 else lengths  # a mask that is there or not is the same to a graph
         found = bench.generate(model, source, given, beam_size=3, **options)
         assert_found(found, model.generate(source, given, beam_size=3, engine="shrinking", **options))
     assert bench.captures == 1 and bench.calls == WARM_UP + 1 and len(bench.cache) == 1
+
+
+@ORDERS
+@pytest.mark.parametrize("longest", [5, 7], ids=["prepared", "not_prepared"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_models_graph_is_kept_whatever_it_is_stored_in(dtype, longest: int, attend_after: bool, bench: Bench) -> None:
+    model, draw = make_model(dtype=dtype, attend_after=attend_after, backend="reference"), random.Random(8)
+    for _ in range(2):
+        bench.generate(model, *sources(draw, 3, longest), beam_size=2, max_length=8)
+    assert bench.captures == len(bench.cache) == 1
 
 
 def test_a_graph_reads_the_weights_where_they_are_and_none_that_have_moved(bench: Bench) -> None:

@@ -13,6 +13,7 @@ from rnnsearch.sampling import sample
 from small_model import SOURCE, TARGET, make_model
 from test_beam_search import BOS, EOS, Toy
 
+ORDERS = pytest.mark.parametrize("attend_after", [False, True])
 SENTENCES = [SOURCE.encode(word) for word in ("abc", "f", "abcdef", "cab")]
 
 
@@ -76,8 +77,9 @@ def test_lengths_and_repeated_sequences_are_held_to() -> None:
     assert by_source.lengths[0].max() <= 18 and by_source.lengths[1].max() <= 16
 
 
-def test_a_text_has_the_same_samples_alone_in_any_batch_and_at_any_place() -> None:
-    model = make_model(dtype=torch.float32, scale=1.0)
+@ORDERS
+def test_a_text_has_the_same_samples_alone_in_any_batch_and_at_any_place(attend_after: bool) -> None:
+    model = make_model(attend_after=attend_after, dtype=torch.float32, scale=1.0)
     words = [list(word) for word in ("abc", "f", "abcde", "cab", "?", "abc")]
     options = {"search": "sample", "n_best": 4, "temperature": 1.5, "max_length": 8}
 
@@ -94,9 +96,10 @@ def test_a_text_has_the_same_samples_alone_in_any_batch_and_at_any_place() -> No
     assert [len(entry) for entry in drawn(words, n_best=2)] == [2] * 6
 
 
+@ORDERS
 @torch.no_grad()
-def test_the_models_samples_carry_its_own_log_probabilities() -> None:
-    model = make_model()
+def test_the_models_samples_carry_its_own_log_probabilities(attend_after: bool) -> None:
+    model = make_model(attend_after=attend_after)
     source, lengths = pad(SENTENCES, 0)
     found = model.generate(source, lengths, search=sample, seeds=[5, 6, 7, 8], n_best=2, max_length=6, temperature=0.7)
     for row in range(len(SENTENCES)):

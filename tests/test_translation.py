@@ -7,7 +7,7 @@ import torch
 from rnnsearch.ensemble import Ensemble
 from rnnsearch.translation import TranslationModel
 from small_model import make_model
-from test_ensemble import other_model
+from test_ensemble import ORDERS, other_model
 
 from rnnsearch_kernels import native
 
@@ -16,10 +16,11 @@ WORDS = [list(word) for word in ("abc", "f", "abcdefabc", "cab", "abcde", "?", "
 
 
 @pytest.mark.skipif(native.extension() is None, reason="the reference leaves its products to the library")
+@ORDERS
 @pytest.mark.parametrize("search", ["beam", "sample"])
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_text_is_the_same_bits_alone_and_in_any_batch(count: int, search: str) -> None:
-    models = [make_model(dtype=torch.float32, scale=1.0), other_model(dtype=torch.float32)]
+def test_a_text_is_the_same_bits_alone_and_in_any_batch(count: int, search: str, attend_after: bool) -> None:
+    models = [make_model(attend_after=attend_after, dtype=torch.float32, scale=1.0), other_model(dtype=torch.float32)]
     model: TranslationModel = models[0] if count == 1 else Ensemble(models)
 
     def translations(sources: list[list[str]], size: int) -> list:
@@ -35,8 +36,9 @@ def test_a_text_is_the_same_bits_alone_and_in_any_batch(count: int, search: str)
         assert translations(WORDS[::-1], size) == alone[::-1]
 
 
-def test_batches_end_where_gates_are_no_longer_prepared() -> None:
-    model = make_model(dtype=torch.float32, scale=1.0)
+@ORDERS
+def test_batches_end_where_gates_are_no_longer_prepared(attend_after: bool) -> None:
+    model = make_model(attend_after=attend_after, dtype=torch.float32, scale=1.0)
     encode, sizes = model.encode, []
 
     def counted(source, source_lengths=None):
@@ -46,7 +48,7 @@ def test_batches_end_where_gates_are_no_longer_prepared() -> None:
     model.encode = counted  # type: ignore[method-assign]
     model.translate(WORDS, batch_size=64)
     assert sizes == [(3, 10), (5, 6)]
-    assert [model.decoder.prepares_gates(length) for length in (6, 7)] == [True, False]
+    assert [model.decoder.prepares_gates(length) for length in (6, 7)] == [not attend_after, False]
 
 
 @pytest.mark.parametrize(

@@ -311,6 +311,8 @@ class RNNSearch(TranslationModel):
                 context_gates = linear(context, self._context_weight(), backend=self.backend)
             else:
                 context_gates, context = context.split([3 * self.config.hidden_size, 2 * self.config.readout_size], 1)
+                # As the first ones: a graph is kept where a state has one dtype at every step.
+                context_gates = context_gates.to(new_state.dtype)
             read, state = new_state, (new_state, context_gates)
         else:
             read, state = old_state, new_state
