@@ -113,6 +113,30 @@ def test_no_real_token_is_no_gradient(way) -> None:
         assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_padded_rows_that_cannot_be_counted_without_waiting_change_nothing(smoothing) -> None:
+    """On a GPU they stay among the others."""
+    given, target = drawn()
+    wanted = found(given, target, way="chunked", label_smoothing=smoothing)
+    with torch.no_grad():
+        given[0][target == PAD] = torch.nan
+    loss = module._ChunkedLoss.apply(*given, target, PAD, smoothing)
+    for value, want in zip([loss.detach(), *torch.autograd.grad(loss, given)], wanted, strict=True):
+        torch.testing.assert_close(value, want)
+    loss = module._ChunkedLoss.apply(*given, torch.full_like(target, PAD), PAD, smoothing)
+    assert loss.isnan()
+    for gradient in torch.autograd.grad(loss * 0.0, given):
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_a_second_backward_pass_is_an_error_and_no_wrong_gradient() -> None:
+    given, target = drawn()
+    loss = vocabulary_loss(*given, target, pad_id=PAD, way="chunked")
+    torch.autograd.grad(loss, given, retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, given)
+
+
 def test_no_logits_are_kept_where_gradients_are_wanted() -> None:
     """The library's products show which way was taken: none is of all rows by the whole vocabulary."""
     given, target = drawn()

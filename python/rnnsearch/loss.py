@@ -119,7 +119,8 @@ class _ChunkedLoss(torch.autograd.Function):
         (rows, _), vocabulary_size = readout.shape, weight.shape[0]
         size = max(1, min(rows, PIECE // vocabulary_size))
         real = target != pad_id
-        share = real.to(accumulate) / real.sum()
+        share = real.to(accumulate) / real.sum().clamp(min=1)
+        readout = readout.masked_fill(~real.unsqueeze(1), 0)  # 0 · NaN is NaN
         loss = torch.zeros((), dtype=accumulate, device=readout.device)
         grad_readout, grad_weight = torch.empty_like(readout), torch.zeros_like(weight, dtype=accumulate)
         grad_bias = torch.zeros(vocabulary_size, dtype=accumulate, device=readout.device)
