@@ -257,6 +257,11 @@ def test_what_could_not_be_written_is_said_before_a_model_is_read(text, capsys, 
         if "/proc" not in message or Path("/proc").is_dir():
             assert main(["evaluate", *model, *options]) == 1
             assert message in capsys.readouterr().err
+    for name in ("one", "other"):
+        Path(name).write_text("")
+        options = ["--hypotheses", "one", "other", "--reference", "reference", "--json", name]
+        assert main(["evaluate", *options]) == 1
+        assert f"--json must be another file than --hypotheses {name}; both are {name}" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main(["evaluate", *model, "--plot", "lengths.png"]) == 1
     assert "pip install 'rnnsearch-kernels[plot]'" in capsys.readouterr().err
@@ -271,6 +276,18 @@ def test_a_file_of_settings_says_what_the_command_line_says(text, model, capsys)
         main(["evaluate", *options, "--print_config"])
     Path("settings.yaml").write_text(capsys.readouterr().out)
     assert evaluate("--config", "settings.yaml") == wanted and wanted["decoding"]["ban"] == ["u"]
+
+
+def test_one_of_several_need_be_no_list_in_a_file_of_settings(text, model):
+    shared = "source: source\nreference: reference\nresamples: 0\n"
+    cases = [("model: [model]\nban: [u]\n", "model: model\nban: u\n")]
+    cases += [("hypotheses: [reference]\n", "hypotheses: reference\n")]
+    for listed, single in cases:
+        found = []
+        for settings in (listed, single):
+            Path("settings.yaml").write_text(shared + settings)
+            found.append(evaluate("--config", "settings.yaml"))
+        assert found[0] == found[1]
 
 
 def test_tokens_are_spoken_of_where_they_may_be_a_mistake(text, capsys):

@@ -87,7 +87,13 @@ def read_settings(settings: type[Settings], parsed: Namespace) -> Settings:
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
-    return parser.parse_args(spelled(arguments, parser))
+    parsed = parser.parse_args(spelled(arguments, parser))
+    for action in parser._actions:
+        # In a YAML file one of several need be no list.
+        several = action.nargs in ("+", "*") or isinstance(action, argparse._AppendAction)
+        if several and isinstance(value := parsed.get(action.dest), str):
+            parsed[action.dest] = [value]
+    return parsed
 
 
 def spelled(arguments: Sequence[str], parser: Any) -> list[str]:

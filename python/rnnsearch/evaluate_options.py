@@ -98,7 +98,7 @@ class EvaluateSettings:
     def check_outputs(self) -> None:
         """What would fail at the end is said at the beginning."""
         read = {"--source": self.source, "--reference": self.reference}
-        read.update(("--hypotheses", path) for path in self.hypotheses[-1:])
+        read.update((f"--hypotheses {path}", path) for path in self.hypotheses)
         inputs = {name: None if path is None else Path(path) for name, path in read.items()}
         for option, file in (("--write", self.write), ("--json", self.json)):
             if file is not None:
