@@ -125,6 +125,23 @@ def test_a_row_of_gru_scan_is_the_same_bits_in_any_batch(steps: int, dtype: torc
 
 
 @each_isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_a_source_of_one_token_is_encoded_to_the_same_bits_alone_and_beside_longer_ones(
+    dtype: torch.dtype, reset_after: bool
+) -> None:
+    """A single step sums its products in an order of its own, which shows in no sum of zeros, an encoder's first."""
+    sizes = {**SIZES, "B": 17, "T": 3, "H": 70}
+    args = example(BY_NAME["gru_scan"], dtype, sizes=sizes, absent={"lengths"}, flags={"reset_after": reset_after})
+    args["state"].zero_()
+    scan = overload_of("gru_scan", "cpu")
+    whole = scan(*args.values())
+    args["input_gates"] = args["input_gates"][:, :1]
+    for one, several in zip(scan(*args.values()), whole, strict=True):
+        assert torch.equal(one, several[:, :1])
+
+
+@each_isa
 @each_form
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_row_of_decoder_scan_is_the_same_bits_in_any_batch(dtype: torch.dtype, form: str) -> None:

@@ -5,7 +5,7 @@
 
 namespace rnnsearch {
 
-// A single step, as decoding takes it: it reads its weights once, so they are not packed.
+// A single step, as decoding takes it: it reads its weights once, so they are not packed, and sums in another order.
 template <class S>
 void gru_step(const Schedule& rows, const Rows& input_gates, const Tensor& state, const OptionalTensor& state_mask,
               const Recurrence<S>& gru, Accumulate<S>* new_state, Accumulate<S>* gates) {
