@@ -391,8 +391,10 @@ class FusedBahdanauDecoder(nn.Module):
             :class:`DecoderOutput` with the state after each row's last step.
         """
         check_tensor("input", input)
-        if input.dim() != 3 or input.shape[2] != self.input_size:
-            raise ValueError(f"`input` must be (B, T, E) = (B, T, {self.input_size}); got {tuple(input.shape)}")
+        if input.dim() != 3 or input.shape[2] != self.input_size or input.shape[1] < 1:
+            raise ValueError(
+                f"`input` must be (B, T, E) = (B, T, {self.input_size}) with T at least 1; got {tuple(input.shape)}"
+            )
         self._check_memory(memory)
         self._check_context(context, memory.shape[0])
         check_mask(key_padding_mask, memory)

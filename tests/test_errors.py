@@ -208,13 +208,18 @@ def test_a_step_needs_the_contexts_weight_or_its_gates(op, backend, device):
 
 
 def test_the_module_names_what_does_not_fit():
-    decoder = rk.FusedBahdanauDecoder(6, 5, 7, 4)
+    decoder, after = rk.FusedBahdanauDecoder(6, 5, 7, 4), rk.FusedBahdanauDecoder(6, 5, 7, 4, attend_after=True)
     input, memory = torch.randn(3, 4, 6), torch.randn(3, 8, 7)
     mask, lengths = torch.zeros(3, 8, dtype=torch.bool), torch.tensor([8, 8, 8])
     prepared = decoder.prepare_memory(memory)
     cases = [
-        (lambda: decoder(input[0], memory), r"`input` must be \(B, T, E\) = \(B, T, 6\); got \(4, 6\)"),
-        (lambda: decoder(input[..., 1:], memory), r"`input` must be \(B, T, E\) = \(B, T, 6\); got \(3, 4, 5\)"),
+        (
+            lambda: decoder(input[0], memory),
+            r"`input` must be \(B, T, E\) = \(B, T, 6\) with T at least 1; got \(4, 6\)",
+        ),
+        (lambda: decoder(input[:, :0], memory), r"`input` must be .* with T at least 1; got \(3, 0, 6\)"),
+        (lambda: after(input[:, :0], memory), r"`input` must be .* with T at least 1; got \(3, 0, 6\)"),
+        (lambda: decoder(input[..., 1:], memory), r"`input` must be \(B, T, E\) = \(B, T, 6\).*; got \(3, 4, 5\)"),
         (lambda: decoder(input, memory[..., 1:]), r"`memory` must be \(B, S, M\) = \(B, S, 7\).*got \(3, 8, 6\)"),
         (lambda: decoder(input, memory[:, :0]), r"`memory` must be .* with S at least 1; got \(3, 0, 7\)"),
         (lambda: decoder(input, memory[:2]), r"`keys` must be|`memory` must be|`state` must be"),
