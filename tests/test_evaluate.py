@@ -232,6 +232,7 @@ def test_text_that_cannot_be_measured_is_named(text, options, message, capsys):
             "--beam_size says how a model translates: give",
         ),
         (["--words", "shipped", "--reference", "r"], "--reference is about translations, --words about pronunciations"),
+        (["--words", "shipped", "--lengths", "5"], "--lengths is about translations, --words about pronunciations"),
         (["--words", "shipped", "--model", "m", "--model", "n"], "--words measures one model"),
     ],
 )

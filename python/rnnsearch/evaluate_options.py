@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,6 @@ EPILOG = """examples:
   rnnsearch evaluate --words shipped                                               the pronunciation model
 """
 AS_IT_IS = ""
-# Of translations alone.
-_NOT_WITH_WORDS = (
-    "source",
-    "reference",
-    "hypotheses",
-    "tokenised",
-    "detokenise",
-    "vocabulary",
-    "write",
-    "plot",
-    "json",
-)
 
 
 @dataclass(frozen=True)
@@ -84,9 +72,9 @@ class EvaluateSettings:
         if self.resamples < 0:
             raise ValueError(f"--resamples must be at least 0; got {self.resamples}")
         if self.words is not None:
-            for name in _NOT_WITH_WORDS:
-                if getattr(self, name) not in (None, ()):
-                    raise ValueError(f"--{name} is about translations, --words about pronunciations: one of them")
+            for field in fields(self):
+                if field.name != "words" and getattr(self, field.name) != field.default:
+                    raise ValueError(f"--{field.name} is about translations, --words about pronunciations: one of them")
             return
         if self.source is None and self.reference is None:
             raise ValueError("--reference is needed")
