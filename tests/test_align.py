@@ -287,6 +287,19 @@ def test_attention_without_a_point_is_not_on_the_copy_for_its_many_tokens():
     assert found == copies.Found(copies=2, attended=1) and found.share == 0.5
 
 
+def test_a_full_stop_behind_a_copied_name_is_no_part_of_it_and_may_attend_elsewhere():
+    pieces = SentencePiece.learn(["in Gera .", "an Gera ."] * 4, 20)
+    source, target = pieces.split("in Gera."), pieces.split("an Gera.")
+    assert source[-1] == target[-1] == "."
+    weights = torch.full((len(target) + 1, len(source) + 1), 0.01)
+    name = pieces.words(source)[1]
+    weights[pieces.words(target)[1].start : -2, name.start] = 0.5
+    weights[-2, -1] = 0.9  # the full stop attends to the end
+    assert copies.measure([Alignment(source, target, weights, 0.0)], pieces, pieces).attended == 1
+    weights[pieces.words(target)[1].start : -2, len(source) - 1] = 0.6  # the name attends to the full stop
+    assert copies.measure([Alignment(source, target, weights, 0.0)], pieces, pieces).attended == 0
+
+
 def test_a_small_trained_model_attends_to_what_it_copies(tmp_path, capsys):
     """A language of made-up words whose translation turns their order round; numbers and names are copied."""
     fillers = [consonant + vowel for consonant in "bdg" for vowel in "aeio"]

@@ -93,18 +93,24 @@ def measure(alignments: Sequence[Alignment], source: Segmentation, target: Segme
     """Of all copies in these alignments of tokens, how many attended most to the word they were copied from.
 
     A copy attends with the mean weights of its tokens, and the one source token that has most of it must belong to the
-    word: summed over a word's tokens, attention without a point would favour words of many, as rare names are.
+    word: summed over a word's tokens, attention without a point would favour words of many, as rare names are. Tokens
+    that are punctuation alone, as the full stop behind a name, are no part of either word.
     """
     copied = attended = 0
     for alignment in alignments:
         columns, rows = source.words(alignment.source), target.words(alignment.target)
         texts = word_texts(source, alignment.source), word_texts(target, alignment.target)
         for copy in copies(*texts):
-            row = rows[copy.target]
-            token = int(alignment.attn_weights[row.start : row.stop].mean(0).argmax())
+            row = _written(rows[copy.target], target, alignment.target)
+            token = int(alignment.attn_weights[row].mean(0).argmax())
             copied += 1
-            attended += token in columns[copy.source]
+            attended += token in _written(columns[copy.source], source, alignment.source)
     return Found(copied, attended)
+
+
+def _written(word: range, segmentation: Segmentation, tokens: Sequence[str]) -> list[int]:
+    """The places of a word's tokens but for those that are punctuation alone."""
+    return [place for place in word if _bare(segmentation.join([tokens[place]]).strip())]
 
 
 def _bare(word: str) -> str:
