@@ -82,6 +82,13 @@ def test_a_loop_is_captured_when_its_bucket_comes_back_and_replayed_from_then_on
     assert recorder.kinds()[3:] == [[], ["capture", "replay"]]
 
 
+def test_a_single_step_is_launched_plainly_since_copies_into_a_graph_are_as_many_launches():
+    recorder = Recorder()
+    for _ in range(3):
+        recorder(1)
+    assert recorder.kinds() == [[], [], []] and not recorder.kept
+
+
 def test_other_buckets_flags_loops_and_streams_have_graphs_of_their_own():
     recorder = Recorder()
     for options in ({"steps": 3}, {"steps": 4}, {"steps": 3, "rows": 5}, {"steps": 3, "flags": {"reverse": True}}):

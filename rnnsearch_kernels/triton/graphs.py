@@ -8,8 +8,8 @@ its own. All other sizes are the model's, and stay as they are.
 A loop whose bucket is seen for the second time is captured, and from then on its arguments are copied into the graph's
 own and the graph is replayed; the first time runs plainly, on arguments padded alike (a library's product of other
 sizes may round otherwise), which also compiles the kernels. A bucket that never comes back is never captured. Capturing
-synchronises the device once; replaying never does. Inside somebody else's capture it runs as it did the first time:
-there every kernel must have been loaded before.
+synchronises the device once; replaying never does. A single step is launched plainly: it would save nothing. Inside
+somebody else's capture it runs as it did the first time: there every kernel must have been loaded before.
 
 torch.compile leaves the loops out of graphs of its own (``Backend.captures``): its warm-up takes all memory from a pool
 that it uses again, ours with it.
@@ -180,7 +180,8 @@ class Loops:
     def run(self, name: str, function: Loop, args: Sequence[Any]) -> Results:
         """``function(*args)``; ``name`` is the op's."""
         device = next(arg.device for arg in args if isinstance(arg, Tensor))
-        if not self.kept.turned_on(device):
+        steps = args[BY_NAME[name].position("input_gates")].shape[1]
+        if steps == 1 or not self.kept.turned_on(device):
             return function(*args)
         # A graph's buffers outlive the call: made in inference mode they could not be written outside of it.
         with self.kept.lock, torch.inference_mode(False), torch.no_grad():
