@@ -74,6 +74,7 @@ class Worker:
                 f"{self.log.stem} ended with {self._process.wait()}; {self.log} ends with: {' | '.join(end)}"
             )
         os.kill(self._process.pid, signal.SIGSTOP)
+        os.waitpid(self._process.pid, os.WUNTRACED)  # until it has stopped
         return Done(*json.loads(line))
 
     def finish(self) -> None:

@@ -261,8 +261,7 @@ def gru_scan(
     With a ``state_mask`` the s of the first three lines is state_mask ∘ s at every step: variational dropout (Gal and
     Ghahramani 2016, arXiv:1512.05287).
 
-    The ``cpu`` backend gives a row the same bits in any batch. A single step, T = 1, sums U s in another order than one
-    of several; from a state of zeros, an encoder's, that is the same.
+    The ``cpu`` backend gives a row the same bits in any batch and with any padding.
 
     Args:
         input_gates: (B, T, 3H), the input's part g of the gates, r, z, n, input bias included.

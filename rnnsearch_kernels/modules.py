@@ -281,7 +281,7 @@ class FusedBahdanauDecoder(nn.Module):
         values = memory.memory if memory.values is None else memory.values
         if self.attend_after:
             gates = self._with_context(input_gates, context, weights)
-            new_state = self._gru(gates.unsqueeze(1), state, weights, state_mask)[:, 0]
+            new_state = self._gru_step(gates, state, weights, state_mask)
             entering = new_state if state_mask is None else state_mask * new_state
             query = linear(entering, weights.query_weight, weights.query_bias, backend=backend)
             context, attn_weights = additive_attention(
@@ -340,6 +340,30 @@ class FusedBahdanauDecoder(nn.Module):
             return input_gates
         of_context = linear(context.to(weights.context_weight.dtype), weights.context_weight, backend=self.backend)
         return input_gates + of_context
+
+    def _gru_step(self, gates: Tensor, state: Tensor, weights: DecoderWeights, state_mask: Tensor | None) -> Tensor:
+        """The GRU alone (N, H) of gates (N, 3H)."""
+        if torch.is_grad_enabled():
+            return self._gru(gates.unsqueeze(1), state, weights, state_mask)[:, 0]
+        # The step of a decoder that attends to one position of zeros: unlike a scan, it packs no weights.
+        zeros = weights.hidden_weight.new_zeros(3 * self.hidden_size)
+        nothing = zeros[:1].view(1, 1, 1)
+        return decoder_step(
+            gates,
+            state,
+            nothing,
+            nothing,
+            zeros[:1],
+            zeros[: self.hidden_size].view(1, -1),
+            None,
+            weights.hidden_weight,
+            state_mask=state_mask,
+            hidden_bias=weights.hidden_bias,
+            memory_index=torch.zeros(gates.shape[0], dtype=torch.int64, device=gates.device),
+            memory_gates=zeros.view(1, 1, -1),
+            reset_after=self.reset_after,
+            backend=self.backend,
+        )[0]
 
     def _gru(
         self,

@@ -1,30 +1,8 @@
 // gru_scan: T steps of the GRU. Past a row's length the state is frozen and every result is zero; with `reverse` each
 // row runs from its own end to its start.
 #include "gru_forward.h"
-#include "recurrence.h"
 
 namespace rnnsearch {
-
-// A single step, as decoding takes it: it reads its weights once, so they are not packed, and sums in another order.
-template <class S>
-void gru_step(const Schedule& rows, const Rows& input_gates, const Tensor& state, const OptionalTensor& state_mask,
-              const Recurrence<S>& gru, Accumulate<S>* new_state, Accumulate<S>* gates) {
-  using T = Accumulate<S>;
-  const int64_t N = rows.running(0), H = gru.H;
-  const Scratch<T> entering(N * H);
-  const auto old_state = [&](int64_t n) { return pointer<T>(state) + rows.row(n) * state.stride(0); };
-  for (int64_t n = 0; n < N; ++n) {
-    if (state_mask.has_value())
-      mask_row(pointer<T>(state_mask) + rows.row(n) * state_mask->stride(0), old_state(n), H, entering.data() + n * H);
-    else
-      std::copy_n(old_state(n), H, entering.data() + n * H);
-  }
-  gru.advance(PackedRows<S>({entering.data(), H, false}, N, H), N, [&](int64_t n) {
-    const int64_t b = rows.row(n);
-    return typename Recurrence<S>::Row{row<S>(input_gates, b),  input_gates.is_storage, nullptr,          old_state(n),
-                                       entering.data() + n * H, new_state + b * H,      gates + b * 4 * H};
-  });
-}
 
 std::tuple<Tensor, Tensor> gru_scan(const Tensor& input_gates_, const Tensor& state_, const OptionalTensor& state_mask_,
                                     const Tensor& hidden_weight_, const OptionalTensor& hidden_bias_,
@@ -46,12 +24,6 @@ std::tuple<Tensor, Tensor> gru_scan(const Tensor& input_gates_, const Tensor& st
     const Schedule rows(B, steps, pointer<int64_t>(lengths), reverse);
     rows.zero_rest(pointer<T>(states), H);
     rows.zero_rest(pointer<T>(gates), 4 * H);
-    if (steps == 1) {
-      gru_step<S>(rows, rows_of(input_gates, call), state, state_mask,
-                  {matrix<S>(hidden_weight), pointer<S>(hidden_bias), H, reset_after}, pointer<T>(states),
-                  pointer<T>(gates));
-      return;
-    }
     const GruForward<S> gru(rows, matrix<S>(hidden_weight), pointer<S>(hidden_bias), H, reset_after, state, state_mask,
                             {}, nullptr, 0);
     for (int64_t t = 0; t < steps && rows.running(t) > 0; ++t) {
