@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from host_builds import COMPILER, HostBuilds, results
+from host_builds import COMPILER, HostBuilds, race_shows, results
 from tolerances import HOST_KERNELS
 from torch import Tensor
 
@@ -275,8 +275,7 @@ CLUSTER_BROKEN += [("backward", Broken(skipped_cluster_barrier=n)) for n in (1, 
 def test_a_clusters_barrier_taken_away_is_a_race_that_shows(direction: str, broken: Broken, build: HostBuilds) -> None:
     launch = Launch(rows=3, team=3, splits=3, cluster=True)
     values = Values(Case(sizes=Sizes(S=9, H=24, A=24), launch=launch, plain=True, broken=broken))
-    run = getattr(values, direction)(build("thread"))
-    assert run.returncode == 66 and b"data race" in run.stderr, run.stderr.decode()[-4000:]
+    assert race_shows(getattr(values, direction), build)
 
 
 @pytest.mark.parametrize(
@@ -287,9 +286,7 @@ def test_a_clusters_barrier_taken_away_is_a_race_that_shows(direction: str, brok
 def test_a_barrier_taken_away_is_a_race_that_shows(direction: str, broken: Broken, build: HostBuilds) -> None:
     sizes, launch = Sizes(S=8, H=24, A=24), Launch(rows=3, team=6, splits=2)
     values = Values(Case(sizes=sizes, launch=launch, plain=True, broken=broken))
-    run = getattr(values, direction)(build("thread"))
-    # ThreadSanitizer ends what had a race with 66.
-    assert run.returncode == 66 and b"data race" in run.stderr, run.stderr.decode()[-4000:]
+    assert race_shows(getattr(values, direction), build)
 
 
 def test_a_barrier_that_waits_for_nobody_ends_and_says_where(build: HostBuilds) -> None:
