@@ -405,8 +405,8 @@ class FusedBahdanauDecoder(nn.Module):
             state: (B, H); None for zeros.
             context: (B, M), with ``attend_after``, what the first step's cell reads; None for zeros.
             state_mask: (B, H), dropout of the state, one mask for all steps, its entries 0 or 1 / (1 - p); a constant.
-                Query and gates read state_mask ∘ s_{t-1}, and the update gate carries s_{t-1} on. None, as for
-                evaluation, is no dropout.
+                Query and gates read state_mask ∘ s, and the update gate carries s on. None, as for evaluation, is no
+                dropout.
             key_padding_mask: (B, S) bool, True = ignore. memory_lengths: (B,) int64, the alternative.
             input_lengths: (B,) int64 in 0..T; from there on the state is frozen and the results are zero.
             need_weights: whether to return the attention weights.

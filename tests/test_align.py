@@ -218,6 +218,7 @@ def test_what_could_not_be_written_is_said_before_a_model_is_read(tmp_path, caps
         (["--json", "no/such"], "--json must be a file in a directory that exists"),
         (["--html", "."], "--html must be a file in a directory that exists"),
         (["--plot", "x.xyz"], "--plot must end in"),
+        (["--html", "one", "--json", "./one"], "--json must be another file than --html; both are ./one"),
     ):
         assert main(["align", "--model", "nowhere", "a", *options]) == 1
         assert message in capsys.readouterr().err

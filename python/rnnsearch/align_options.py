@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rnnsearch.command_line import add_settings, new_parser, parse, read_settings
-from rnnsearch.outputs import check_file, check_picture
+from rnnsearch.outputs import check_results
 from rnnsearch.translate_options import (
     TranslatorOptions,
     add_translator_options,
@@ -83,12 +83,8 @@ class AlignSettings:
 
     def check_outputs(self) -> None:
         """What would fail at the end is said at the beginning."""
-        inputs = {f"--{name}": Path(path) for name in ("source", "target") if (path := getattr(self, name)) is not None}
-        for option, file in (("--html", self.html), ("--json", self.json)):
-            if file is not None:
-                check_file(option, Path(file), inputs)
-        if self.plot is not None:
-            check_picture("--plot", Path(self.plot))
+        inputs = {"--source": self.source, "--target": self.target}
+        check_results({"--html": self.html, "--json": self.json}, self.plot, inputs)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from rnnsearch.command_line import add_settings, new_parser, parse, read_settings
-from rnnsearch.outputs import check_file, check_picture
+from rnnsearch.outputs import check_results
 from rnnsearch.translate_options import TranslatorOptions, add_translator_options, read_translator_options
 
 DESCRIPTION = """Measure translations: those of a model (--model, which translates --source), or those in files
@@ -85,14 +84,9 @@ class EvaluateSettings:
 
     def check_outputs(self) -> None:
         """What would fail at the end is said at the beginning."""
-        read = {"--source": self.source, "--reference": self.reference}
-        read.update((f"--hypotheses {path}", path) for path in self.hypotheses)
-        inputs = {name: None if path is None else Path(path) for name, path in read.items()}
-        for option, file in (("--write", self.write), ("--json", self.json)):
-            if file is not None:
-                check_file(option, Path(file), inputs)
-        if self.plot is not None:
-            check_picture("--plot", Path(self.plot))
+        inputs = {"--source": self.source, "--reference": self.reference}
+        inputs.update((f"--hypotheses {path}", path) for path in self.hypotheses)
+        check_results({"--write": self.write, "--json": self.json}, self.plot, inputs)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,22 @@ def check_picture(option: str, path: Path) -> None:
     check_file(option, path)
 
 
+def check_results(files: Mapping[str, str | None], plot: str | None, inputs: Mapping[str, str | None]) -> None:
+    """The files and the picture that a command ends with, by their options. Raises as :func:`check_file` and
+    :func:`check_picture`; ValueError where two files are one."""
+    read = {option: None if path is None else Path(path) for option, path in inputs.items()}
+    taken: dict[Path, str] = {}
+    for option, file in files.items():
+        if file is None:
+            continue
+        check_file(option, Path(file), read)
+        other = taken.setdefault(Path(file).resolve(), option)
+        if other != option:
+            raise ValueError(f"{option} must be another file than {other}; both are {file}")
+    if plot is not None:
+        check_picture("--plot", Path(plot))
+
+
 def check_directory(option: str, path: Path) -> None:
     """For a directory that is made where it is not there. Raises ValueError as :func:`check_file`."""
     there = next(place for place in (path, *path.absolute().parents) if place.exists())

@@ -100,6 +100,18 @@ inline int64_t shared_room(const DeviceLimits& device) {
   return std::min(device.shared_per_block, device.shared_per_sm - kReserved);
 }
 
+// Where no plan in clusters fits; `nearest` needs the least memory of those that could be laid out, and is empty where
+// none could.
+template <typename Plan>
+std::string why_no_cluster(const Plan& nearest, int64_t H, int64_t largest, int64_t room) {
+  if (nearest.cluster == 0) {
+    return "H = " + std::to_string(H) + " takes " + std::to_string(parts(H, 32)) +
+           " blocks of 32 units, and a cluster has up to " + std::to_string(largest);
+  }
+  return "a block of a cluster of " + std::to_string(nearest.cluster) + " needs " +
+         std::to_string(nearest.shared_bytes) + " bytes of shared memory, and has " + std::to_string(room);
+}
+
 // Why a launch's barriers are too many, or empty.
 inline std::string why_uncounted(int64_t T, int64_t barriers, int64_t team) {
   // The grid barrier counts a team's arrivals in 32 bits, and never sets the counter back.

@@ -178,13 +178,7 @@ std::pair<DecoderPlan, int64_t> plan_clusters(const DecoderProblem& p, const Dev
       }
     }
   }
-  if (nearest.team == 0) {
-    best.no_cluster = "H = " + std::to_string(p.H) + " takes " + std::to_string(parts(p.H, 32)) +
-                      " blocks of 32 units, and a cluster has up to " + std::to_string(largest);
-  } else if (best.team == 0) {
-    best.no_cluster = "a block of a cluster of " + std::to_string(nearest.cluster) + " needs " +
-                      std::to_string(nearest.shared_bytes) + " bytes of shared memory, and has " + std::to_string(room);
-  }
+  if (best.team == 0) best.no_cluster = why_no_cluster(nearest, p.H, largest, room);
   return {best, least};
 }
 

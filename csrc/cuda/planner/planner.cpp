@@ -105,13 +105,7 @@ std::pair<Plan, int64_t> plan_clusters(const Problem& p, const DeviceLimits& dev
       break;  // more units only have more work
     }
   }
-  if (nearest.units == 0) {
-    best.no_cluster = "H = " + std::to_string(p.H) + " takes " + std::to_string(parts(p.H, 32)) +
-                      " blocks of 32 units, and a cluster has up to " + std::to_string(largest);
-  } else if (best.units == 0) {
-    best.no_cluster = "a block of a cluster of " + std::to_string(nearest.cluster) + " needs " +
-                      std::to_string(nearest.shared_bytes) + " bytes of shared memory, and has " + std::to_string(room);
-  }
+  if (best.units == 0) best.no_cluster = why_no_cluster(nearest, p.H, largest, room);
   return {best, least};
 }
 
