@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from triton.runtime import interpreter
 
+import rnnsearch_kernels as rk
 from rnnsearch_kernels.ops import overload_of
 from rnnsearch_kernels.schema import BY_NAME
 from rnnsearch_kernels.selftest import (
@@ -286,3 +287,20 @@ def test_attention_is_at_most_twice_as_far_off_as_plain_pytorch(monkeypatch, dty
                 errors[place, number] += tolerances.rms(result.double() - wanted) ** 2
     ours, theirs = errors.sqrt()
     assert (ours <= tolerances.TIMES_PLAIN * theirs).all(), (ours, theirs)
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_a_decoding_step_that_attends_after_equals_the_reference(reset_after):
+    """Its GRU is the step of a decoder over one position of zeros: sizes of 1 that no other caller has."""
+    made = {"attend_after": True, "reset_after": reset_after}
+    mine, theirs = (rk.FusedBahdanauDecoder(6, 5, 7, 4, backend=name, **made) for name in ("triton", "reference"))
+    theirs.load_state_dict(mine.state_dict())
+    memory, index = torch.randn(2, 8, 7), torch.tensor([0, 0, 1, 1, 0])
+    input, state, context = torch.randn(5, 6), torch.randn(5, 5), torch.randn(5, 7)
+    with torch.no_grad():
+        found, wanted = (
+            decoder.step(input, state, decoder.prepare_memory(memory), context=context, memory_index=index)
+            for decoder in (mine, theirs)
+        )
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, **tolerances.SAME_FLOAT32)
