@@ -13,9 +13,9 @@ WAYS = ["logits", "chunked"]
 ROWS, READOUT, VOCABULARY = 23, 6, 11
 
 
-def drawn(dtype: torch.dtype = torch.float32, *, bias: bool = True) -> tuple[list[Tensor], Tensor]:
-    readout, weight = torch.randn(ROWS, READOUT), torch.randn(VOCABULARY, READOUT)
-    target = torch.randint(1, VOCABULARY, (ROWS,))
+def drawn(dtype: torch.dtype = torch.float32, *, bias: bool = True, rows: int = ROWS) -> tuple[list[Tensor], Tensor]:
+    readout, weight = torch.randn(rows, READOUT), torch.randn(VOCABULARY, READOUT)
+    target = torch.randint(1, VOCABULARY, (rows,))
     target[::4] = PAD
     given = [readout, weight, *([torch.randn(VOCABULARY)] if bias else [])]
     return [value.to(dtype).requires_grad_() for value in given], target
@@ -66,6 +66,24 @@ def test_autocast_is_followed(way) -> None:
     assert all(value.dtype == torch.float32 for value in got[1:])
     for value, want in zip(got, truth(given, target, 0.1), strict=True):
         torch.testing.assert_close(value.double(), want, rtol=0, atol=0.05 * float(want.abs().max()))
+
+
+def test_float16_under_a_loss_scale_is_as_close_as_plain_pytorch() -> None:
+    """A row's share of the mean is about float16's smallest number: what it multiplies must be scaled first."""
+    scale, (given, target) = 2.0**16, drawn(rows=4000)
+    with torch.no_grad():
+        given[0] *= 0.01
+    wanted = truth(given, target, 0.1)[1:]
+    errors = {}
+    for way in WAYS:
+        with torch.autocast("cpu", torch.float16):
+            loss = vocabulary_loss(*given, target, pad_id=PAD, label_smoothing=0.1, way=way)
+        got = torch.autograd.grad(loss * scale, given)
+        errors[way] = [
+            float((value.double() / scale - want).norm() / want.norm()) for value, want in zip(got, wanted, strict=True)
+        ]
+    for error, plain in zip(errors["chunked"], errors["logits"], strict=True):
+        assert error <= 2 * plain, errors
 
 
 def test_leading_sizes_are_the_callers() -> None:

@@ -98,10 +98,13 @@ def vocabulary_loss(
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Where a row n has the share r_n = 1 / (number of real rows) in the mean, or 0 where it is padding:
+    """Where a row n is real, and N rows are:
 
-    dlogits_nv = r_n (p_nv - (1 - ε) [v = y_n] - ε / V)
-    dreadout = dlogits weight,   dweight = dlogitsᵀ readout,   dbias = Σ_n dlogits_n
+        dlogits_nv = (p_nv - (1 - ε) [v = y_n] - ε / V) / N
+        dreadout = dlogits weight,   dweight = dlogitsᵀ readout,   dbias = Σ_n dlogits_n
+
+    The division waits for the backward pass, where a loss scale goes before it: 1 / N alone may be too small for
+    float16.
     """
 
     @staticmethod
@@ -119,7 +122,7 @@ class _ChunkedLoss(torch.autograd.Function):
         (rows, _), vocabulary_size = readout.shape, weight.shape[0]
         size = max(1, min(rows, PIECE // vocabulary_size))
         real = target != pad_id
-        share = real.to(accumulate) / real.sum().clamp(min=1)
+        count = real.sum()
         readout = readout.masked_fill(~real.unsqueeze(1), 0)  # 0 · NaN is NaN
         loss = torch.zeros((), dtype=accumulate, device=readout.device)
         grad_readout, grad_weight = torch.empty_like(readout), torch.zeros_like(weight, dtype=accumulate)
@@ -127,7 +130,7 @@ class _ChunkedLoss(torch.autograd.Function):
         room = weight.new_empty(size, vocabulary_size)
         for begin in range(0, rows, size):
             piece = slice(begin, begin + size)
-            x, y, r = readout[piece], target[piece].unsqueeze(1), share[piece]
+            x, y = readout[piece], target[piece].unsqueeze(1)
             logits = room[: len(x)]
             if bias is None:
                 torch.mm(x, weight.t(), out=logits)
@@ -142,21 +145,21 @@ class _ChunkedLoss(torch.autograd.Function):
             difference = log_p.exp_().scatter_add_(1, y, log_p.new_full((1, 1), label_smoothing - 1).expand_as(y))
             if label_smoothing:
                 difference -= label_smoothing / vocabulary_size
-            grad_bias.addmv_(difference.t(), r)
+            grad_bias.addmv_(difference.t(), real[piece].to(accumulate))
             difference = difference.to(weight.dtype)
             torch.mm(difference, weight, out=grad_readout[piece])
-            scaled = (x * r.unsqueeze(1)).to(weight.dtype)
             if in_place:
-                grad_weight.addmm_(difference.t(), scaled)
+                grad_weight.addmm_(difference.t(), x)
             else:
-                grad_weight += torch.mm(difference.t(), scaled)
-        grad_readout *= share.unsqueeze(1)
+                grad_weight += torch.mm(difference.t(), x)
+        grad_readout.masked_fill_(~real.unsqueeze(1), 0)
         ctx.save_for_backward(grad_readout, grad_weight, grad_bias)
-        ctx.dtype, ctx.has_bias = weight.dtype, bias is not None
-        return loss / real.sum()
+        ctx.count, ctx.dtype, ctx.has_bias = count, weight.dtype, bias is not None
+        return loss / count
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        readout, weight, bias = (value.mul_(grad).to(ctx.dtype) for value in ctx.saved_tensors)
+        scale = grad / ctx.count.clamp(min=1)
+        readout, weight, bias = (value.mul_(scale).to(ctx.dtype) for value in ctx.saved_tensors)
         return readout, weight, bias if ctx.has_bias else None, None, None, None
