@@ -165,3 +165,18 @@ def test_no_logits_are_kept_where_gradients_are_wanted() -> None:
         kept.clear()
         vocabulary_loss(*given, target, pad_id=PAD, way="logits")
         assert any(VOCABULARY in shape and READOUT not in shape and len(shape) > 1 for shape in kept)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_without_gradients_the_loss_is_one_product_a_piece_and_no_more_logits_than_that(smoothing, monkeypatch) -> None:
+    monkeypatch.setattr(module, "PIECE", 4 * VOCABULARY)
+    given, target = drawn()
+    wanted = truth(given, target, smoothing)[0]
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.no_grad(), torch.profiler.profile(activities=activities, record_shapes=True) as profile:
+        loss = vocabulary_loss(*given, target, pad_id=PAD, label_smoothing=smoothing)
+    torch.testing.assert_close(loss.double(), wanted, rtol=1e-5, atol=1e-6)
+    rows = int((target != PAD).sum())
+    calls = [event for event in profile.events() if event.name in ("aten::addmm", "aten::mm", "aten::linear")]
+    assert len(calls) == -(-rows // 4)
+    assert not any([rows, VOCABULARY] in event.input_shapes for event in profile.events())

@@ -11,6 +11,7 @@ on a GPU.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -76,8 +77,9 @@ def vocabulary_loss(
         readout: (…, L). weight: (V, L). bias: (V,). target: (…) int64; ``pad_id`` is no token.
         label_smoothing: ε.
         way: ``"logits"`` computes all (…, V) of them. ``"chunked"`` works through the rows in pieces and computes the
-            gradients beside the loss: nothing of size (…, V) exists, and there is one backward pass through it, of the
-            first order. ``"auto"`` is chunked where a gradient is wanted.
+            gradients, where any is wanted, beside the loss: nothing of size (…, V) exists, and there is one backward
+            pass through it, of the first order. ``"auto"`` is chunked unless a gradient is wanted and none of the
+            weight, whose gradient chunked computes always.
     """
     if way not in WAYS:
         raise ValueError(f"`way` must be one of {WAYS}; got {way!r}")
@@ -86,15 +88,50 @@ def vocabulary_loss(
         real = (target != pad_id).nonzero().squeeze(1)
         if len(real) < len(target):
             readout, target = readout.index_select(0, real), target.index_select(0, real)
+    differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (readout, weight, bias))
     if way == "auto":
-        way = "chunked" if torch.is_grad_enabled() and weight.requires_grad else "logits"
+        way = "logits" if differentiable and not weight.requires_grad else "chunked"
     if way == "logits":
         return sequence_loss(F.linear(readout, weight, bias), target, pad_id, label_smoothing)
     if torch.is_autocast_enabled(readout.device.type):  # which does not know what has no derivative of its own
         dtype = torch.get_autocast_dtype(readout.device.type)
         readout, weight, bias = readout.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     with torch.autocast(readout.device.type, enabled=False):
-        return _ChunkedLoss.apply(readout, weight, bias, target, pad_id, label_smoothing)
+        if differentiable:
+            return _ChunkedLoss.apply(readout, weight, bias, target, pad_id, label_smoothing)
+        real, loss = target != pad_id, weight.new_zeros((), dtype=_accumulate(weight))
+        for piece, log_p in _pieces(readout, weight, bias):
+            loss += _sum(log_p, target[piece], real[piece], label_smoothing)
+        return loss / real.sum()
+
+
+def _accumulate(weight: Tensor) -> torch.dtype:
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
+def _pieces(readout: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+    """log p (n, V) of so many rows at a time; the next may be written over it."""
+    rows, size = len(readout), max(1, min(len(readout), PIECE // len(weight)))
+    accumulate, room = _accumulate(weight), weight.new_empty(size, len(weight))
+    for begin in range(0, rows, size):
+        piece = slice(begin, begin + size)
+        x = readout[piece]
+        logits = room[: len(x)]
+        if bias is None:
+            torch.mm(x, weight.t(), out=logits)
+        else:
+            torch.addmm(bias, x, weight.t(), out=logits)
+        # In place where the dtype allows it: every row is read before it is written.
+        in_place = accumulate == weight.dtype
+        yield piece, torch.log_softmax(logits, 1, out=logits) if in_place else logits.log_softmax(1, dtype=accumulate)
+
+
+def _sum(log_p: Tensor, target: Tensor, real: Tensor, label_smoothing: float) -> Tensor:
+    """Of the real rows' losses."""
+    wrong = (label_smoothing - 1) * log_p.gather(1, target.unsqueeze(1)).squeeze(1)
+    if label_smoothing:
+        wrong -= label_smoothing * log_p.mean(1)
+    return torch.where(real, wrong, 0.0).sum()
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -117,38 +154,23 @@ class _ChunkedLoss(torch.autograd.Function):
         pad_id: int,
         label_smoothing: float,
     ) -> Tensor:
-        accumulate = torch.promote_types(weight.dtype, torch.float32)
-        in_place = accumulate == weight.dtype
-        (rows, _), vocabulary_size = readout.shape, weight.shape[0]
-        size = max(1, min(rows, PIECE // vocabulary_size))
+        accumulate, vocabulary_size = _accumulate(weight), len(weight)
         real = target != pad_id
         count = real.sum()
         readout = readout.masked_fill(~real.unsqueeze(1), 0)  # 0 · NaN is NaN
         loss = torch.zeros((), dtype=accumulate, device=readout.device)
         grad_readout, grad_weight = torch.empty_like(readout), torch.zeros_like(weight, dtype=accumulate)
         grad_bias = torch.zeros(vocabulary_size, dtype=accumulate, device=readout.device)
-        room = weight.new_empty(size, vocabulary_size)
-        for begin in range(0, rows, size):
-            piece = slice(begin, begin + size)
+        for piece, log_p in _pieces(readout, weight, bias):
             x, y = readout[piece], target[piece].unsqueeze(1)
-            logits = room[: len(x)]
-            if bias is None:
-                torch.mm(x, weight.t(), out=logits)
-            else:
-                torch.addmm(bias, x, weight.t(), out=logits)
-            # In place where the dtype allows it: every row is read before it is written.
-            log_p = torch.log_softmax(logits, 1, out=logits) if in_place else logits.log_softmax(1, dtype=accumulate)
-            wrong = (label_smoothing - 1) * log_p.gather(1, y).squeeze(1)
-            if label_smoothing:
-                wrong -= label_smoothing * log_p.mean(1)
-            loss += torch.where(real[piece], wrong, 0.0).sum()
+            loss += _sum(log_p, target[piece], real[piece], label_smoothing)
             difference = log_p.exp_().scatter_add_(1, y, log_p.new_full((1, 1), label_smoothing - 1).expand_as(y))
             if label_smoothing:
                 difference -= label_smoothing / vocabulary_size
             grad_bias.addmv_(difference.t(), real[piece].to(accumulate))
             difference = difference.to(weight.dtype)
             torch.mm(difference, weight, out=grad_readout[piece])
-            if in_place:
+            if accumulate == weight.dtype:
                 grad_weight.addmm_(difference.t(), x)
             else:
                 grad_weight += torch.mm(difference.t(), x)
