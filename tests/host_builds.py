@@ -12,6 +12,9 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILER = shutil.which("g++")
+# Polls, each a yield, after which a wait was in vain: some tenths of a second, as a thread that is awaited may wait
+# that long for a core of a machine that does other things.
+PATIENCE = 1 << 18
 
 FLAGS = {
     "plain": [],

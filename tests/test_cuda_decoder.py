@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from host_builds import COMPILER, HostBuilds, race_shows, results
+from host_builds import COMPILER, PATIENCE, HostBuilds, race_shows, results
 from tolerances import HOST_KERNELS
 from torch import Tensor
 
@@ -292,7 +292,7 @@ def test_a_barrier_taken_away_is_a_race_that_shows(direction: str, broken: Broke
 def test_a_barrier_that_waits_for_nobody_ends_and_says_where(build: HostBuilds) -> None:
     # A row that waits for its parts keeps its block from the grid's barrier, whose others may give up before it does.
     for missing, phases in (("missing_blocks", {3}), ("missing_parts", {1, 3})):
-        broken = Broken(spin_limit=1000, **{missing: 1})
+        broken = Broken(spin_limit=PATIENCE, **{missing: 1})
         run = Values(Case(launch=SMALL, broken=broken)).forward(build("plain"))
         assert run.returncode == 3
         assert run.stderr.decode().strip() in {f"stopped at step 0, phase {phase}" for phase in phases}

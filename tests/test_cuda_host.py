@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from host_builds import COMPILER, HostBuilds, race_shows, results
+from host_builds import COMPILER, PATIENCE, HostBuilds, race_shows, results
 from tolerances import HOST_KERNELS
 from torch import Tensor
 
@@ -181,6 +181,6 @@ def test_a_barrier_taken_away_from_a_clusters_backward_shows(build: HostBuilds) 
 
 
 def test_a_barrier_that_waits_for_nobody_ends_and_says_where(build: HostBuilds) -> None:
-    run = Values(Case(rows=3, spin_limit=1000, missing_blocks=1)).forward(build("plain"))
+    run = Values(Case(rows=3, spin_limit=PATIENCE, missing_blocks=1)).forward(build("plain"))
     assert run.returncode == 3
     assert run.stderr.decode().strip() == "stopped at step 0, phase 0"
