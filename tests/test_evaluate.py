@@ -282,13 +282,57 @@ def test_a_file_of_settings_says_what_the_command_line_says(text, model, capsys)
 def test_one_of_several_need_be_no_list_in_a_file_of_settings(text, model):
     shared = "source: source\nreference: reference\nresamples: 0\n"
     cases = [("model: [model]\nban: [u]\n", "model: model\nban: u\n")]
-    cases += [("hypotheses: [reference]\n", "hypotheses: reference\n")]
+    cases += [("hypotheses: [reference]\nlengths: [7]\n", "hypotheses: reference\nlengths: 7\n")]
     for listed, single in cases:
         found = []
         for settings in (listed, single):
             Path("settings.yaml").write_text(shared + settings)
             found.append(evaluate("--config", "settings.yaml"))
         assert found[0] == found[1]
+
+
+def test_the_command_line_adds_to_one_that_need_be_no_list(text, model):
+    shared = ["--source", "source", "--reference", "reference", "--resamples=0", "--ban", "v"]
+    wanted = evaluate(*shared, "--model", "model", "--ban", "u")["decoding"]
+    Path("settings.yaml").write_text("model: model\nban: u\n")
+    found = evaluate("--config", "settings.yaml", *shared)["decoding"]
+    assert sorted(found["ban"]) == sorted(wanted["ban"]) == ["u", "v"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("lengths: 1.5", "`lengths` must be an integer or a list of them; got 1.5"),
+        ("lengths: [10, x]", "`lengths` must be an integer or a list of them; got [10, 'x']"),
+        ("lengths: {a: 1}", "`lengths` must be an integer or a list of them; got {'a': 1}"),
+        ("lengths:", "`lengths` must be an integer or a list of them; got None"),
+        ("lengths: true", "`lengths` must be an integer or a list of them; got True"),
+        ("hypotheses: 3", "`hypotheses` must be a string or a list of them; got 3"),
+        ("hypotheses: [3]", "`hypotheses` must be a string or a list of them; got [3]"),
+        ("model: 3", "`model` must be a string or a list of them; got 3"),
+        ("ban: [a, 7]", "`ban` must be a string or a list of them; got ['a', 7]"),
+    ],
+)
+def test_a_setting_of_several_that_is_none_names_the_field_what_is_wanted_and_what_was_given(
+    setting, message, text, capsys
+):
+    Path("settings.yaml").write_text(f"reference: reference\n{setting}\n")
+    assert main(["evaluate", "--config", "settings.yaml"]) == 1
+    assert capsys.readouterr().err == f"rnnsearch: {message}\n"
+
+
+def test_a_language_of_tokens_is_text_in_a_file_of_settings(text, capsys):
+    for value in ("3", "true", "[de]"):
+        Path("settings.yaml").write_text(f"hypotheses: ours\nreference: reference\ntokenised: {value}\n")
+        with pytest.raises(SystemExit):
+            main(["evaluate", "--config", "settings.yaml"])
+        assert 'Parser key "tokenised"' in capsys.readouterr().err
+
+
+def test_a_length_on_the_command_line_that_is_no_number_is_named(text, capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--hypotheses", "ours", "--reference", "reference", "--lengths", "5", "x"])
+    assert "argument --lengths: each must be an integer; got 5 x" in capsys.readouterr().err
 
 
 def test_tokens_are_spoken_of_where_they_may_be_a_mistake(text, capsys):

@@ -11,6 +11,7 @@ import docstring_parser
 from jsonargparse import ArgumentParser, Namespace
 
 Settings = TypeVar("Settings")
+_KINDS = {str: "a string", int: "an integer"}
 _BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")
 
 
@@ -19,6 +20,32 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1; got {value}")
     return value
+
+
+class Several(argparse.Action):
+    """An option of several values: with ``repeated`` it is given again for each, otherwise they stand behind it."""
+
+    def __init__(
+        self, option_strings: Sequence[str], dest: str, *, element: type = str, repeated: bool = False, **others: Any
+    ) -> None:
+        super().__init__(option_strings, dest, nargs=None if repeated else "+", **others)
+        self.element, self.repeated = element, repeated
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        try:
+            found = [self.element(value) for value in ([values] if self.repeated else values)]
+        except ValueError:
+            raise argparse.ArgumentError(self, f"each must be {_KINDS[self.element]}; got {' '.join(values)}") from None
+        before = getattr(namespace, self.dest) if self.repeated else None
+        setattr(namespace, self.dest, [*several(self.dest, before or [], self.element), *found])
+
+
+def several(name: str, value: Any, element: type) -> list[Any]:
+    """A YAML file's value of an option that takes several: one need be no list."""
+    values = value if isinstance(value, list) else [value]
+    if not all(type(entry) is element for entry in values):
+        raise ValueError(f"`{name}` must be {_KINDS[element]} or a list of them; got {value!r}")
+    return values
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -89,10 +116,8 @@ def read_settings(settings: type[Settings], parsed: Namespace) -> Settings:
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     parsed = parser.parse_args(spelled(arguments, parser))
     for action in parser._actions:
-        # In a YAML file one of several need be no list.
-        several = action.nargs in ("+", "*") or isinstance(action, argparse._AppendAction)
-        if several and isinstance(value := parsed.get(action.dest), str):
-            parsed[action.dest] = [value]
+        if (isinstance(action, Several) or action.nargs == "*") and parsed.get(action.dest) != action.default:
+            parsed[action.dest] = several(action.dest, parsed[action.dest], getattr(action, "element", str))
     return parsed
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from rnnsearch.command_line import add_settings, new_parser, parse, read_settings
+from rnnsearch.command_line import Several, add_settings, new_parser, parse, read_settings
 from rnnsearch.outputs import check_results
 from rnnsearch.translate_options import TranslatorOptions, add_translator_options, read_translator_options
 
@@ -98,9 +98,9 @@ class Command:
 def read_command(arguments: Sequence[str]) -> Command:
     parser = new_parser("evaluate", "[options]", DESCRIPTION, EPILOG)
     special: dict[str, dict[str, Any]] = {
-        "hypotheses": {"nargs": "+", "metavar": "FILE"},
-        "lengths": {"nargs": "+", "type": int, "metavar": "N"},
-        "tokenised": {"nargs": "?", "const": AS_IT_IS, "metavar": "LANGUAGE"},
+        "hypotheses": {"action": Several, "metavar": "FILE"},
+        "lengths": {"action": Several, "element": int, "metavar": "N"},
+        "tokenised": {"nargs": "?", "const": AS_IT_IS, "type": str | None, "metavar": "LANGUAGE"},
     }
     add_settings(parser, EvaluateSettings, special=special)
     add_translator_options(parser, leave_out=("n_best",), shipped=False)

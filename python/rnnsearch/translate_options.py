@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from rnnsearch.command_line import add_settings, new_parser, parse, read_settings
+from rnnsearch.command_line import Several, add_settings, new_parser, parse, read_settings
 from rnnsearch.decoding import DecodingOptions
 from rnnsearch.progress import say
 from rnnsearch.translator import Translator
@@ -104,13 +104,14 @@ def add_translator_options(parser: ArgumentParser, *, leave_out: Collection[str]
     """
     parser.add_argument(
         "--model",
-        action="append",
+        action=Several,
+        repeated=True,
         metavar="DIRECTORY",
         help="a trained model, run/best or a checkpoint; given again, several decide together"
         + " (the one that ships)" * shipped,
     )
     special: dict[str, dict[str, Any]] = {
-        "ban": {"action": "append", "metavar": "TOKEN"},
+        "ban": {"action": Several, "repeated": True, "metavar": "TOKEN"},
         "dictionary": {"type": str | None, "metavar": "FILE"},
     }
     add_settings(parser, DecodingOptions, leave_out=leave_out, special=special)
