@@ -23,13 +23,15 @@ if built is None:
 extension = built
 
 SCANS = ["decoder_scan", "gru_scan"]
-# Around the panels (8, 16, 32 and 64 outputs), tiles of rows (6) and of positions (4), and the vectors.
+# Around the panels (8, 16, 32 and 64 outputs), tiles of rows (6) and of positions (4), and the vectors; and more inputs
+# than one block of a panel has.
 SHAPES = [
     {"B": 1, "S": 1, "T": 1, "H": 1, "A": 1, "M": 1},
     {"B": 2, "S": 4, "T": 3, "H": 16, "A": 64, "M": 32},
     {"B": 7, "S": 9, "T": 3, "H": 23, "A": 65, "M": 67},
     {"B": 13, "S": 6, "T": 2, "H": 66, "A": 31, "M": 130},
     {"B": 5, "S": 4, "T": 17, "H": 23, "A": 9, "M": 67},
+    {"B": 7, "S": 2, "T": 2, "H": 3, "A": 4100, "M": 4100},
 ]
 # Where decoder_scan sums contexts, and where it sums memory_gates, in both directions and in every dtype.
 FORMS = {

@@ -11,6 +11,9 @@ namespace RNNSEARCH_ISA {
 // Accumulators that the registers hold beside one vector of each of the panel's columns and one broadcast input.
 inline constexpr int kPanelVectors = RNNSEARCH_REGISTERS == 32 ? 4 : 2;
 inline constexpr int kPanelRows = 6;
+// A panel's weights that all rows meet before the next ones: these, the next ones and the rows' inputs stay in the
+// second-level cache.
+inline constexpr int64_t kPanelBytes = 1 << 17;
 
 template <class S>
 void pack_weight(const PackWeightArgs<S>& args) {
@@ -51,11 +54,20 @@ struct OneByOne {
   static INLINE Vec<T> add(Vec<T> total, Vec<T> x, Vec<T> weight) { return total + x * weight; }
 };
 
+// Adds the products with `inputs` inputs to `first`, `first_stride` from row to row, or to zeros where that is null.
+// Meanwhile the weights from `ahead` on are brought into the second-level cache, `share` numbers with each input.
 template <class T, class Product, int rows>
-INLINE void panel_tile(const PanelArgs<T>& args, const T* x, const T* panel, T* y, int64_t outputs, const T* bias) {
+INLINE void panel_tile(const PanelArgs<T>& args, const T* x, const T* panel, int64_t inputs, const T* first,
+                       int64_t first_stride, T* y, int64_t outputs, const T* ahead, int64_t share) {
   constexpr int n = lanes<T>, width = kPanelVectors * n;
   Vec<T> total[rows][kPanelVectors] = {};
-  for (int64_t i = 0; i < args.I; ++i) {
+  for (int v = 0; v < kPanelVectors; ++v) {
+    const int64_t left = outputs - v * n;
+    if (first == nullptr || left <= 0) break;
+    for (int r = 0; r < rows; ++r) total[r][v] = load(first + r * first_stride + v * n, left);
+  }
+  for (int64_t i = 0; i < inputs; ++i) {
+    __builtin_prefetch(ahead + i * share, 0, 2);
     Vec<T> w[kPanelVectors];
     for (int v = 0; v < kPanelVectors; ++v) w[v] = load(panel + i * width + v * n);
     for (int r = 0; r < rows; ++r) {
@@ -66,28 +78,33 @@ INLINE void panel_tile(const PanelArgs<T>& args, const T* x, const T* panel, T* 
   for (int v = 0; v < kPanelVectors; ++v) {
     const int64_t left = outputs - v * n;
     if (left <= 0) break;
-    Vec<T> b = {};
-    if (bias != nullptr) b = load(bias + v * n, left);
-    for (int r = 0; r < rows; ++r) {
-      T* out = y + r * args.y_stride + v * n;
-      store(out, args.add ? load(out, left) + total[r][v] : total[r][v] + b, left);
-    }
+    for (int r = 0; r < rows; ++r) store(y + r * args.y_stride + v * n, total[r][v], left);
   }
 }
 
 template <class T, class Product = OneByOne<T>>
 void panels(const PanelArgs<T>& args) {
   constexpr int64_t width = kPanelVectors * lanes<T>;
+  constexpr int64_t most = kPanelBytes / (width * static_cast<int64_t>(sizeof(T)));
   const int64_t tiles = (args.rows + kPanelRows - 1) / kPanelRows;
-  for (int64_t p = args.panel_begin; p < args.panel_end; ++p) {
-    const T* panel = args.packed + p * args.I * width;
+  const int64_t blocks = args.I > most ? (args.I + most - 1) / most : 1;
+  // The block that comes next is fetched by all tiles of this one, a line at most with each input.
+  const int64_t even = (width + tiles - 1) / tiles, share = even < lanes<T> ? even : lanes<T>;
+  for (int64_t b = args.panel_begin * blocks; b < args.panel_end * blocks; ++b) {
+    const int64_t p = b / blocks, begin = b % blocks * args.I / blocks,
+                  inputs = (b % blocks + 1) * args.I / blocks - begin;
+    const T* panel = args.packed + (p * args.I + begin) * width;
+    const T* next = b + 1 < args.panel_end * blocks ? panel + inputs * width : panel;
+    const bool on_top = args.add || begin > 0;
     for (int64_t tile = 0, r = 0; tile < tiles; ++tile) {
       // As even as whole rows allow.
       const int64_t take = args.rows / tiles + (tile < args.rows % tiles);
+      T* y = args.y + r * args.y_stride + p * width;
+      const T* first = on_top ? y : args.bias == nullptr ? nullptr : args.bias + p * width;
       choose<kPanelRows>(take, [&](auto rows) {
-        panel_tile<T, Product, decltype(rows)::value>(args, args.x + r * args.x_stride, panel,
-                                                      args.y + r * args.y_stride + p * width, args.O - p * width,
-                                                      args.bias == nullptr ? nullptr : args.bias + p * width);
+        panel_tile<T, Product, decltype(rows)::value>(args, args.x + r * args.x_stride + begin, panel, inputs, first,
+                                                      on_top ? args.y_stride : 0, y, args.O - p * width,
+                                                      next + tile * inputs * share, share);
       });
       r += take;
     }
