@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,9 @@ def test_train_pronunciation_writes_a_model_that_pronounces_and_goes_on(tmp_path
     with pytest.raises(SystemExit):
         main(["train-pronunciation", directory, "--limit", "60"])
     assert "leave --limit out" in capsys.readouterr().err
+    shutil.copytree(tmp_path / "model" / "run", tmp_path / "elsewhere")
+    assert main(["train-pronunciation", directory, "--resume", str(tmp_path / "elsewhere")]) == 1
+    assert "model/run: leave --run.directory and --resume out; got" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -125,6 +129,7 @@ def test_train_pronunciation_writes_a_model_that_pronounces_and_goes_on(tmp_path
             ["train-pronunciation", "x", "--optimizer.label_smoothing", "2"],
             "`optimizer.label_smoothing` must be at least 0",
         ),
+        (["train-pronunciation", "x", "--run.directory", "y"], "the run is in x/run: leave --run.directory and"),
     ],
 )
 def test_an_error_is_one_sentence_and_status_1(

@@ -162,11 +162,35 @@ def test_an_update_is_saved_again_when_the_earlier_saves_are_gone(tmp_path):
     assert snapshots.latest(tmp_path) == last and (tmp_path / f"{snapshots.PREFIX}best").is_dir()
 
 
-@pytest.mark.parametrize("option", ["--model.hidden_size=13", "--model.state_dropout=0.2", "--data.min_count=2"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("--model.hidden_size=13", "--model.state_dropout=0.2", "--data.min_count=2"),
+        *("--run.metric=bleu", "--run.seed=2"),
+    ],
+)
 def test_what_a_run_was_made_with_cannot_change_when_it_goes_on(whole, capsys, option):
     assert train("--resume", str(whole), option) == 1
     name = option[2:].partition("=")[0]
     assert f"`{name}` stays what it was at the run's start" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_in_its_own_directory_and_no_other(whole, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(whole.parent)
+    (tmp_path / "other.yaml").write_text("run:\n  directory: other\n")
+    for elsewhere in (["--run.directory=other"], ["--config", str(tmp_path / "other.yaml")]):
+        assert train("--resume", "run", *elsewhere) == 1
+        assert "`run.directory` must be run, which --resume goes on in; got other" in capsys.readouterr().err
+    assert train("--resume", "run", f"--run.directory={whole}") == 0
+    shutil.copytree(whole, tmp_path / "moved")
+    assert train("--resume", str(tmp_path / "moved")) == 0
+
+
+def test_an_average_of_weights_that_was_never_begun_names_its_option(text, tmp_path, capsys):
+    directory = tmp_path / "run"
+    assert train(*arguments(text, directory, **{"optimizer.ema_decay": 0.0, "run.updates": 1})) == 0
+    assert train("--resume", str(directory), "--optimizer.ema_decay=0.9") == 1
+    assert "holds no average.safetensors: `optimizer.ema_decay` was 0 in this run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("which", ["training", "dev"])

@@ -39,6 +39,7 @@ KEPT = {
         *("min_count", "joint", "sentencepiece_model"),
     ),
     "model": tuple(entry.name for entry in fields(ModelOptions)),
+    "run": ("metric", "seed"),
 }
 EPILOG = """examples:
   rnnsearch train --preset small --data.source train.de --data.target train.en \\
@@ -81,13 +82,17 @@ def read_settings(arguments: Sequence[str]) -> tuple[TrainSettings, Path, bool, 
             raise ValueError(f"{own.resume} is not the directory of a run: it has no {CONFIG}")
         if own.preset is not None:
             raise ValueError("--preset is where a new run starts from; --resume goes on with the run's own settings")
-        rest = ["--config", str(saved), *rest, "--run.directory", own.resume]
+        rest = ["--config", str(saved), "--run.directory", own.resume, *rest]
     parsed = parse(parser, rest)
     for name in ("preset", "resume"):
         parsed.pop(name, None)
     text = parser.dump(parsed)
     built = _built(parser, parsed)
     if own.resume is not None:
+        if Path(str(built.run.directory)).resolve() != Path(own.resume).resolve():
+            raise ValueError(
+                f"`run.directory` must be {own.resume}, which --resume goes on in; got {built.run.directory}"
+            )
         _check_kept(built, _built(parser, parser.parse_args(["--config", str(saved)])))
     data = built.data
     for name, value in (

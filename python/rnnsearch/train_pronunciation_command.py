@@ -27,14 +27,18 @@ def main(arguments: Sequence[str]) -> int:
         parser.error("DIRECTORY comes first, before the options")
     if options.limit is not None and options.limit < 1:
         parser.error(f"--limit must be at least 1; got {options.limit}")
-    if (run / train_command.CONFIG).is_file():
+    begun = (run / train_command.CONFIG).is_file()
+    if begun:
         if options.limit is not None:
             parser.error(f"{run} goes on with the words that it began with: leave --limit out")
         given = ["--resume", str(run), *rest]
     else:
         text = [f"--data.source={directory / TRAIN}", f"--data.dev_source={directory / DEV}"]
         given = ["--preset", PRESET, *text, f"--run.directory={run}", *rest]
-        train_command.read_settings(given)  # what is wrong with them is said before anything is written
+    _, where, *_ = train_command.read_settings(given)  # what is wrong with them is said before anything is written
+    if where.resolve() != run.resolve():
+        raise ValueError(f"the run is in {run}: leave --run.directory and --resume out; got {where}")
+    if not begun:
         _write_text(directory, options.limit)
     status = train_command.main(given)
     if (run / BEST).is_dir():  # interrupted or not

@@ -106,7 +106,8 @@ class Trainer:
             wanted["average"] = self.average
         for name, module in wanted.items():
             if name not in tensors:
-                raise CheckpointError(f"{place} holds no {name}.safetensors")
+                why = ": `optimizer.ema_decay` was 0 in this run" if name == "average" else ""
+                raise CheckpointError(f"{place} holds no {name}.safetensors{why}")
             check_weights(place, tensors[name], module.state_dict(), f"{name}.safetensors")
             module.load_state_dict(tensors[name])
         if "optimizer" not in tensors:
