@@ -11,10 +11,17 @@ SIZES = {"embedding_size": 5, "encoder_size": 6, "hidden_size": 7, "attention_si
 
 
 def make_model(
-    *, reset_after: bool = False, attend_after: bool = False, scale: float = 0.5, dtype=torch.float64, **options
+    *,
+    reset_after: bool = False,
+    attend_after: bool = False,
+    encoder_layers: int = 1,
+    scale: float = 0.5,
+    dtype=torch.float64,
+    **options,
 ) -> RNNSearch:
     torch.manual_seed(0)
-    config = RNNSearchConfig(len(SOURCE), len(TARGET), attend_after=attend_after, reset_after=reset_after, **SIZES)
+    sizes = {**SIZES, "encoder_layers": encoder_layers}
+    config = RNNSearchConfig(len(SOURCE), len(TARGET), attend_after=attend_after, reset_after=reset_after, **sizes)
     model = RNNSearch(config, SOURCE, TARGET, **options)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -32,13 +32,14 @@ def gru(cell: torch.nn.GRUCell, x: Tensor, s: Tensor, reset_after: bool) -> Tens
 def paper_logits(model: RNNSearch, source: list[int], target: list[int]) -> Tensor:
     """Appendix A of the paper for one sentence, one step at a time."""
     after, decoder = model.config.reset_after, model.decoder
-    x = [model.source_embedding.weight[token] for token in source]
-    zero = torch.zeros(model.config.encoder_size, dtype=x[0].dtype)
-    forward, backward = [zero], [zero]
-    for t in range(len(x)):
-        forward.append(gru(model.forward_cell, x[t], forward[-1], after))
-        backward.append(gru(model.backward_cell, x[-1 - t], backward[-1], after))
-    h = [torch.cat([left, right]) for left, right in zip(forward[1:], backward[:0:-1], strict=True)]
+    h = [model.source_embedding.weight[token] for token in source]
+    zero = torch.zeros(model.config.encoder_size, dtype=h[0].dtype)
+    for layer in (model, *model.upper_cells):
+        forward, backward = [zero], [zero]
+        for t in range(len(h)):
+            forward.append(gru(layer.forward_cell, h[t], forward[-1], after))
+            backward.append(gru(layer.backward_cell, h[-1 - t], backward[-1], after))
+        h = [torch.cat([left, right]) for left, right in zip(forward[1:], backward[:0:-1], strict=True)]
     s = torch.tanh(model.initial_state.weight @ backward[-1] + model.initial_state.bias)
 
     def attend(s: Tensor) -> Tensor:
@@ -72,9 +73,11 @@ ORDERS = pytest.mark.parametrize("attend_after", [False, True])
 
 
 @ORDERS
-@pytest.mark.parametrize("reset_after", [False, True])
-def test_logits_equal_the_papers_equations_in_a_padded_batch(reset_after: bool, attend_after: bool) -> None:
-    model = make_model(reset_after=reset_after, attend_after=attend_after)
+@pytest.mark.parametrize(("reset_after", "encoder_layers"), [(False, 1), (True, 1), (True, 3)])
+def test_logits_equal_the_papers_equations_in_a_padded_batch(
+    reset_after: bool, encoder_layers: int, attend_after: bool
+) -> None:
+    model = make_model(reset_after=reset_after, encoder_layers=encoder_layers, attend_after=attend_after)
     source, lengths = pad(SENTENCES, 0)
     target, _ = pad(TARGETS, 0)
     logits = model(source, lengths, target)

@@ -56,6 +56,7 @@ class RNNSearchConfig:
         source_vocabulary_size, target_vocabulary_size: number of tokens, the special ones among them.
         embedding_size: E, of both sides.
         encoder_size: of each direction; the memory has M = 2 * encoder_size features.
+        encoder_layers: bidirectional layers of the encoder, one upon the other; the paper has 1.
         hidden_size: H, of the decoder.
         attention_size: A.
         readout_size: L, after the maxout.
@@ -75,6 +76,7 @@ class RNNSearchConfig:
     hidden_size: int = 1000
     attention_size: int = 1000
     readout_size: int = 500
+    encoder_layers: int = 1
     attend_after: bool = False
     reset_after: bool = False
     embedding_dropout: float = 0.0
@@ -92,7 +94,7 @@ class RNNSearchConfig:
             wanted = {"float": (int, float), "bool": (bool,)}.get(str(field.type), (int,))
             if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
                 raise TypeError(f"`{field.name}` must be {field.type}; got {value!r}")
-            if field.name.endswith("_size") and value < 1:
+            if field.name.endswith(("_size", "_layers")) and value < 1:
                 raise ValueError(f"`{field.name}` must be at least 1; got {value}")
             if field.name.endswith("_dropout") and not 0 <= value < 1:
                 raise ValueError(f"`{field.name}` must be at least 0 and below 1; got {value}")

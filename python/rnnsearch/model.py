@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,8 @@ class RNNSearch(TranslationModel):
 
     with c_i and s_i of :class:`rnnsearch_kernels.FusedBahdanauDecoder`. There c_i follows from s_{i-1}, which has not
     read y_{i-1}. With ``config.attend_after`` s_i moves on first, from y_{i-1} and c_{i-1} (c_0 = 0), and c_i follows
-    from s_i; so does t̃_i = U_o s_i + V_o E_y y_{i-1} + C_o c_i.
+    from s_i; so does t̃_i = U_o s_i + V_o E_y y_{i-1} + C_o c_i. With ``config.encoder_layers`` above 1 further pairs of
+    GRUs each read the annotations of the pair below, as in ``nn.GRU``; h_j and h←_1 are the last one's.
 
     Args:
         config: sizes and options.
@@ -73,6 +75,9 @@ class RNNSearch(TranslationModel):
         self.target_embedding = nn.Embedding(config.target_vocabulary_size, embedding, padding_idx=config.pad_id)
         self.forward_cell = nn.GRUCell(embedding, encoder)
         self.backward_cell = nn.GRUCell(embedding, encoder)
+        self.upper_cells = nn.ModuleList(
+            _EncoderLayer(config.memory_size, encoder) for _ in range(config.encoder_layers - 1)
+        )
         self.initial_state = nn.Linear(encoder, hidden)
         self.decoder = FusedBahdanauDecoder(
             embedding,
@@ -325,18 +330,19 @@ class RNNSearch(TranslationModel):
 
     def _memory(self, source: Tensor, source_lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """The annotations (B, S, M) and s_0 (B, H)."""
-        embedded = self.embedding_dropout(self.source_embedding(source))
-        forward_states = self._encode(self.forward_cell, embedded, source_lengths, reverse=False)
-        backward_states = self._encode(self.backward_cell, embedded, source_lengths, reverse=True)
-        state = torch.tanh(self._linear(self.initial_state, backward_states[:, 0]))
-        memory = torch.cat([forward_states, backward_states], dim=2).to(embedded.dtype)
-        return self.memory_dropout(memory), state
+        memory = self.embedding_dropout(self.source_embedding(source))
+        layers: list[Any] = [self, *self.upper_cells]
+        for layer in layers:
+            forward_states = self._encode(layer.forward_cell, memory, source_lengths, reverse=False)
+            backward_states = self._encode(layer.backward_cell, memory, source_lengths, reverse=True)
+            memory = self.memory_dropout(torch.cat([forward_states, backward_states], dim=2).to(memory.dtype))
+        return memory, torch.tanh(self._linear(self.initial_state, backward_states[:, 0]))
 
-    def _encode(self, cell: nn.GRUCell, embedded: Tensor, lengths: Tensor | None, *, reverse: bool) -> Tensor:
+    def _encode(self, cell: nn.GRUCell, input: Tensor, lengths: Tensor | None, *, reverse: bool) -> Tensor:
         carried = torch.float64 if cell.weight_hh.dtype == torch.float64 else torch.float32
-        state = torch.zeros(embedded.shape[0], cell.hidden_size, dtype=carried, device=embedded.device)
+        state = torch.zeros(input.shape[0], cell.hidden_size, dtype=carried, device=input.device)
         return gru_scan(
-            self._product(embedded, cell.weight_ih, cell.bias_ih),
+            self._product(input, cell.weight_ih, cell.bias_ih),
             state,
             cell.weight_hh,
             cell.bias_hh,
@@ -377,6 +383,15 @@ class RNNSearch(TranslationModel):
         if torch.is_grad_enabled():
             return nn.functional.linear(input.to(weight.dtype), weight, bias)
         return linear(input, weight, bias, backend=self.backend)
+
+
+class _EncoderLayer(nn.Module):
+    """The cells of one of the encoder's layers above the first."""
+
+    def __init__(self, input_size: int, encoder_size: int) -> None:
+        super().__init__()
+        self.forward_cell = nn.GRUCell(input_size, encoder_size)
+        self.backward_cell = nn.GRUCell(input_size, encoder_size)
 
 
 def _maxout(wide: Tensor) -> Tensor:

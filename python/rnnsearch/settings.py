@@ -110,6 +110,7 @@ class ModelOptions:
     Args:
         embedding_size: of the tokens of both sides.
         encoder_size: of each direction of the encoder.
+        encoder_layers: of the encoder, one upon the other.
         hidden_size: of the decoder.
         attention_size: of the attention's hidden layer.
         readout_size: after the maxout.
@@ -125,6 +126,7 @@ class ModelOptions:
 
     embedding_size: int = 256
     encoder_size: int = 256
+    encoder_layers: int = 1
     hidden_size: int = 256
     attention_size: int = 256
     readout_size: int = 256
