@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import pytest
 import torch
 from rnnsearch import cli, loss, measure, snapshots, train_command, trainer
 from rnnsearch.optimization import rate_factor
+from rnnsearch.processes import Processes
 from rnnsearch.settings import OptimizerOptions
 from rnnsearch.train_command import read_settings
 from rnnsearch.translator import Translator
@@ -284,6 +286,20 @@ def test_two_processes_make_the_updates_of_one_and_go_on_bit_for_bit(text, tmp_p
     for name, value in alone["model"].items():
         # The rows' gradients are summed in another order, which Adam's division can make large where they are tiny.
         torch.testing.assert_close(shared["model"][name], value, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["data.source", "data.target", "data.dev_source", "data.dev_target"])
+def test_several_processes_refuse_a_pipe_which_each_of_them_would_read_to_its_end(
+    text, tmp_path, capsys, monkeypatch, name
+):
+    two = Processes(0, 2, torch.device("cpu"))
+    monkeypatch.setattr(train_command, "joined", lambda device: contextlib.nullcontext(two))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert train(*arguments(text, tmp_path / "run", **{name: pipe})) == 1
+    assert f"`{name}` must be a file where several processes train: each reads all of it; {pipe} is none" in (
+        capsys.readouterr().err
+    )
 
 
 def test_every_field_is_in_the_printed_configuration_and_the_command_line_goes_before_it(tmp_path, capsys):

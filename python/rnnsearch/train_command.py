@@ -136,6 +136,8 @@ def _run(
     if not resume and (directory / CHECKPOINTS).exists():
         raise ValueError(f"{directory} holds a run already: --resume {directory}, or take another --run.directory")
     check_directory("--run.directory", directory)
+    if processes.count > 1:
+        _check_no_pipes(data)
     if run.metric == "bleu":
         scores.bleu()  # that it cannot be had is said now, not at the first measure
     skips = Skips(data.on_bad_line, monitor.say)
@@ -190,6 +192,15 @@ def _run(
     for why, count in skips.counts.items():
         monitor.say(f"left out: {count} ({why})")
     return 128 + number if number else 0
+
+
+def _check_no_pipes(data: DataOptions) -> None:
+    for name in ("source", "target", "dev_source", "dev_target"):
+        path = getattr(data, name)
+        if path is not None and Path(path).exists() and not Path(path).is_file():
+            raise ValueError(
+                f"`data.{name}` must be a file where several processes train: each reads all of it; {path} is none"
+            )
 
 
 def _read(data: DataOptions, skips: Skips) -> tuple[Corpus, Corpus]:
