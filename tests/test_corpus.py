@@ -122,6 +122,28 @@ def test_every_segmentation_is_saved_and_gives_the_text_back(tmp_path):
         segmentation.load(tmp_path)
 
 
+def test_one_sentencepiece_model_of_both_sides_is_stored_once(tmp_path):
+    joint, other = (SentencePiece.learn(texts, 30) for texts in (["der hund läuft"] * 4, ["a small dog"] * 4))
+    segmentation.save(tmp_path, joint, other)
+    segmentation.save(tmp_path, joint, SentencePiece(joint.model))  # what lies there is not taken for the target's
+    source, target = segmentation.load(tmp_path)
+    assert source.model == target.model == joint.model
+    (tmp_path / "target.spm.model").unlink()
+    assert [side.model for side in segmentation.load(tmp_path)] == [joint.model] * 2
+    segmentation.save(tmp_path, joint, other)
+    assert [side.model for side in segmentation.load(tmp_path)] == [joint.model, other.model]
+
+
+def test_a_directory_that_has_a_sentencepiece_model_for_each_side_loads_as_ever(tmp_path):
+    """As it was written before one of both sides was stored once."""
+    pieces = SentencePiece.learn(["der hund läuft"] * 4, 30)
+    for side in ("source", "target"):
+        (tmp_path / f"{side}.spm.model").write_bytes(pieces.model)
+    described = {side: {"kind": "sentencepiece"} for side in ("source", "target")}
+    (tmp_path / segmentation.FILE).write_text(json.dumps(described))
+    assert [side.model for side in segmentation.load(tmp_path)] == [pieces.model] * 2
+
+
 def stream(tmp_path: Path, seed: int = 1, **options) -> BatchStream:
     lines = ["x " * (1 + place * 7 % 13) + str(place) for place in range(50)]
     corpus = ParallelText(write(tmp_path / "s", *lines), write(tmp_path / "t", *lines), skips())

@@ -2,6 +2,8 @@
 
 segmentation.json     {"source": {"kind": ...}, "target": {"kind": ...}}
 source.spm.model, target.spm.model     where the kind is sentencepiece
+
+Where one sentencepiece model is both sides', it is stored once, and "target" has {"as": "source"} besides.
 """
 
 from __future__ import annotations
@@ -142,7 +144,9 @@ def save(directory: Path, source: Segmentation, target: Segmentation) -> None:
     contents, described = {}, {}
     for side, segmentation in (("source", source), ("target", target)):
         described[side] = {"kind": segmentation.kind}
-        if isinstance(segmentation, SentencePiece):
+        if side == "target" and isinstance(segmentation, SentencePiece) and same(source, target):
+            described[side]["as"] = "source"
+        elif isinstance(segmentation, SentencePiece):
             contents[directory / f"{side}.spm.model"] = segmentation.model
     contents[directory / FILE] = (json.dumps(described, indent=1) + "\n").encode()
     directory.mkdir(parents=True, exist_ok=True)
@@ -162,8 +166,10 @@ def load(directory: Path) -> tuple[Segmentation, Segmentation]:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON ({error})") from error
-    source, target = (_load_side(directory, described, side) for side in ("source", "target"))
-    return source, target
+    source = _load_side(directory, described, "source")
+    if isinstance(described.get("target"), dict) and described["target"].get("as") == "source":
+        return source, source
+    return source, _load_side(directory, described, "target")
 
 
 def _load_side(directory: Path, described: Any, side: str) -> Segmentation:
