@@ -19,6 +19,7 @@ from rnnsearch.optimization import make_optimizer
 from rnnsearch.processes import Processes
 from rnnsearch.settings import OptimizerOptions
 from rnnsearch.translator import Translator
+from torch import Tensor
 
 LETTERS = Vocabulary(["<pad>", "<s>", "</s>", "<unk>", *"abcd"])
 SIZES = {"embedding_size": 16, "encoder_size": 32, "hidden_size": 32, "attention_size": 16, "readout_size": 16}
@@ -93,13 +94,14 @@ def test_adadelta_is_the_papers() -> None:
     torch.testing.assert_close(weight.detach(), before + step)
 
 
+@pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("piece", [7, 2**15])
-def test_adadelta_is_torchs(decay, piece, monkeypatch) -> None:
+def test_adadelta_is_torchs(decay, piece, maximize, monkeypatch) -> None:
     monkeypatch.setattr(optimization, "PIECE", piece)
     ours, theirs = ([torch.linspace(-1, 1, 60).view(5, 12).requires_grad_(), torch.ones(3)] for _ in range(2))
-    own = optimization.Adadelta(ours, lr=0.7, rho=0.9, eps=1e-6, weight_decay=decay)
-    library = torch.optim.Adadelta(theirs, lr=0.7, rho=0.9, eps=1e-6, weight_decay=decay)
+    own = optimization.Adadelta(ours, lr=0.7, rho=0.9, eps=1e-6, weight_decay=decay, maximize=maximize)
+    library = torch.optim.Adadelta(theirs, lr=0.7, rho=0.9, eps=1e-6, weight_decay=decay, maximize=maximize)
     for seed in range(4):
         gradient = torch.randn(5, 12, generator=torch.Generator().manual_seed(seed))
         ours[0].grad, theirs[0].grad = gradient.clone(), gradient.clone()
@@ -110,6 +112,20 @@ def test_adadelta_is_torchs(decay, piece, monkeypatch) -> None:
     torch.testing.assert_close(mine["state"], wanted["state"], rtol=1e-6, atol=1e-9)
     library.load_state_dict(mine)
     own.load_state_dict(wanted)
+
+
+def test_adadelta_can_be_differentiated_through_and_steps_complex_parameters_as_torchs() -> None:
+    found: dict[type, list[Tensor]] = {}
+    for kind in (optimization.Adadelta, torch.optim.Adadelta):
+        given, slope = torch.linspace(-1, 1, 12).requires_grad_(), torch.linspace(0.5, 2, 12).requires_grad_()
+        moved = given.clone()
+        moved.grad = slope * given
+        kind([moved], differentiable=True).step()
+        whole = torch.complex(torch.arange(3.0), torch.ones(3)).requires_grad_()
+        whole.grad = torch.complex(torch.ones(3), torch.arange(3.0))
+        kind([whole]).step()
+        found[kind] = [*torch.autograd.grad(moved.square().sum(), [given, slope]), whole.detach()]
+    assert all(map(torch.equal, *found.values()))
 
 
 def test_collate_shifts_the_target() -> None:

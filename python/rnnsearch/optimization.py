@@ -28,7 +28,8 @@ class Adadelta(torch.optim.Adadelta):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         wanted = [parameter for group in self.param_groups for parameter in group["params"]]
-        if not all(parameter.device.type == "cpu" and parameter.is_contiguous() for parameter in wanted):
+        in_pieces = all(x.device.type == "cpu" and x.is_contiguous() and not x.is_complex() for x in wanted)
+        if not in_pieces or any(group["differentiable"] for group in self.param_groups):
             return super().step(closure)
         loss = None
         if closure is not None:
@@ -51,6 +52,8 @@ class Adadelta(torch.optim.Adadelta):
         room = parameter.new_empty(2, min(size, parameter.numel()))
         for values, gradient, square_avg, acc_delta in zip(*(x.reshape(-1).split(size) for x in whole), strict=True):
             root, delta = room[:, : len(values)]
+            if group["maximize"]:
+                gradient = -gradient
             if group["weight_decay"]:
                 gradient = gradient.add(values, alpha=group["weight_decay"])
             square_avg.mul_(rho).addcmul_(gradient, gradient, value=1 - rho)
