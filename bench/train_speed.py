@@ -2,7 +2,8 @@
 
 Ours on every backend, the reference among them, beside plain PyTorch: nn.GRU around the README's loop, its step
 compiled. The loss and all gradients are checked against float64 first, and the losses of all agree at every update.
-Minibatches are read, segmented and padded ahead by a thread, as `rnnsearch train` has it.
+Minibatches are read, segmented and padded ahead by a thread, and freed memory stays with the process, as `rnnsearch
+train` has both.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from machine import header
 from report import Row, write_json
 from rnnsearch.ahead import Ahead
 from rnnsearch.data import Batch
+from rnnsearch.freed_memory import keep_freed_memory
 from timing import NOISY, NoiseProbe, Timing, peak_mb
 from update import PARTS, Update, checked_case, contenders, text_shares
 from weights import Settings
@@ -142,6 +144,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 def main(given: Sequence[str] | None = None) -> int:
     options, settings, workloads = arguments(given)
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     begin = time.perf_counter()
     rows: list[Row] = []
     probe = NoiseProbe(settings.device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .reference.dtypes import accumulate_dtype
@@ -74,6 +75,10 @@ def _grad(needed: bool, value: Callable[[], Tensor]) -> Tensor | None:
     return value() if needed else None
 
 
+def _or_zeros(grad: Tensor | None, result: Tensor) -> Tensor:
+    return torch.zeros_like(result) if grad is None else grad
+
+
 def _linear(_: None) -> Formula:
     def setup(ctx: Any, inputs: Any, output: Any) -> None:
         input, weight, bias = inputs
@@ -109,13 +114,16 @@ def _decoder_scan(backward_op: Any) -> Formula:
         _refuse_gradients_of_constants("decoder_scan", ctx)
         *tensors, ctx.reset_after = inputs
         ctx.mark_non_differentiable(output[-1])
+        ctx.set_materialize_grads(False)  # none is made for the gates, the largest of the results
         op = BY_NAME["decoder_scan"]
         ctx.has_biases = tuple(inputs[op.position(name)] is not None for name in ("query_bias", "hidden_bias"))
         del tensors[op.position("hidden_bias")]
         ctx.save_for_backward(*tensors, *output)
 
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        found = backward_op(*grads[:3], *ctx.saved_tensors, ctx.reset_after)
+        states, contexts, attn_weights, _ = ctx.saved_tensors[-4:]
+        given = map(_or_zeros, grads, (states, contexts, attn_weights))
+        found = backward_op(*given, *ctx.saved_tensors, ctx.reset_after)
         return *_decoder_grads(found, *ctx.has_biases), None, None, None
 
     return setup, backward
@@ -169,9 +177,10 @@ def _gru_scan(backward_op: Any) -> Formula:
         input_gates, state, state_mask, hidden_weight, hidden_bias, lengths, *ctx.flags = inputs
         ctx.has_bias = hidden_bias is not None
         ctx.mark_non_differentiable(output[-1])
+        ctx.set_materialize_grads(False)  # as that of decoder_scan
         ctx.save_for_backward(input_gates, state, state_mask, hidden_weight, lengths, *output)
 
-    def backward(ctx: Any, grad_states: Tensor, grad_gates: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_states: Tensor, grad_gates: None) -> tuple[Tensor | None, ...]:
         grad_input_gates, grad_state, grad_weight, grad_bias = backward_op(grad_states, *ctx.saved_tensors, *ctx.flags)
         grad_bias = grad_bias if ctx.has_bias else None
         return grad_input_gates, grad_state, None, grad_weight, grad_bias, None, None, None

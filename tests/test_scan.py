@@ -6,6 +6,7 @@ import pytest
 import tolerances
 import torch
 from conftest import implementations
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnnsearch_kernels.modules import last_state
 from rnnsearch_kernels.ops import overload_of
@@ -82,3 +83,40 @@ def test_nothing_of_size_batch_by_target_by_source_by_attention_is_saved(op, bac
     # states, contexts, weights and gates: what the results hold, and nothing else
     assert 0 < beyond_the_arguments <= sum(result.numel() for result in results)
     assert beyond_the_arguments < sizes["B"] * sizes["S"] * sizes["A"]
+
+
+@pytest.mark.parametrize(("op", "backend", "device"), SCANS)
+def test_a_result_that_nothing_reads_has_a_gradient_of_zero(op, backend, device):
+    if (op, backend, device) not in implementations(op, gradients=True, dtype=torch.float64):
+        pytest.skip("this backend has no gradients of the op in this dtype")
+    args = example(BY_NAME[op], torch.float64, device=device)
+    wanted = differentiable_arguments(BY_NAME[op], args)
+    leaves = {name: value.clone().requires_grad_() if name in wanted else value for name, value in args.items()}
+    *results, _ = overload_of(op, backend)(*leaves.values())
+    inputs = [leaves[name] for name in wanted]
+    for read in range(len(results)):
+        seeds = [torch.full_like(value, float(number == read)) for number, value in enumerate(results)]
+        alone = torch.autograd.grad(results[read], inputs, seeds[read], retain_graph=True)
+        for one, other in zip(alone, torch.autograd.grad(results, inputs, seeds, retain_graph=True), strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("op", ["decoder_scan", "gru_scan"])
+def test_no_gradient_is_made_of_the_saved_gates(op):
+    """The largest result; nothing differentiates it."""
+    args = example(BY_NAME[op], absent={"lengths", "input_lengths"})
+    wanted = differentiable_arguments(BY_NAME[op], args)
+    leaves = {name: value.clone().requires_grad_() if name in wanted else value for name, value in args.items()}
+    *results, gates = overload_of(op, "reference")(*leaves.values())
+    made = []
+
+    class Zeros(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            found = func(*args, **(kwargs or {}))
+            if func in (torch.ops.aten.zeros.default, torch.ops.aten.zeros_like.default):
+                made.append(found.shape)
+            return found
+
+    with Zeros():
+        results[0].sum().backward()
+    assert gates.shape not in made

@@ -18,6 +18,7 @@ from rnnsearch.command_line import new_parser, parse
 from rnnsearch.config import PRESETS, RNNSearchConfig
 from rnnsearch.corpus import Corpus, CorpusError, ParallelText, Skips
 from rnnsearch.dataset import DatasetText
+from rnnsearch.freed_memory import keep_freed_memory
 from rnnsearch.interruption import interruptible
 from rnnsearch.measure import DevText
 from rnnsearch.model import RNNSearch
@@ -53,6 +54,7 @@ EPILOG = """examples:
 
 def main(arguments: Sequence[str]) -> int:
     settings, directory, resume, text = read_settings(arguments)
+    keep_freed_memory()
     # Interruption is listened to from the first moment that something could be lost.
     with interruptible((signal.SIGINT, signal.SIGTERM)) as interrupted, joined(settings.run.device) as processes:
         monitor = Monitor(
