@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from .backends import AUTO, check_backend
 from .checks import check_lengths, check_mask, check_tensor, padding_mask
 from .conversion import check_modules, copy_parameters, input_first
-from .functional import additive_attention, decoder_scan, decoder_step, gru_scan, linear
+from .functional import linear
 from .ops import AUTOCAST_DEVICES
+from .orders import past_end, scan_after, scan_before, step_after, step_before
 from .reference.dtypes import accumulate_dtype
 from .values import DecoderOutput, DecoderWeights, PreparedMemory
 
@@ -265,7 +266,7 @@ class FusedBahdanauDecoder(nn.Module):
             raise ValueError("a PreparedMemory with `values` must have `memory_gates`")
         if memory.values is not None and torch.is_grad_enabled():
             raise RuntimeError("`values` of a PreparedMemory are for inference: call under torch.no_grad()")
-        weights, memory_gates, backend = memory.weights, memory.memory_gates, self.backend
+        weights, memory_gates = memory.weights, memory.memory_gates
         if torch.is_grad_enabled():
             # What was prepared may have been taken without gradients.
             weights, memory_gates = None, None
@@ -273,57 +274,22 @@ class FusedBahdanauDecoder(nn.Module):
             weights = self._weights()
         if input_gates is None:
             assert input_t is not None
-            input_gates = linear(input_t, weights.input_weight, weights.input_bias, backend=backend)
+            input_gates = linear(input_t, weights.input_weight, weights.input_bias, backend=self.backend)
         else:
             check_tensor("input_gates", input_gates)
-        state = self._initial_state(state, input_gates, weights)
-        state_mask = self._state_mask(state_mask, weights)
-        values = memory.memory if memory.values is None else memory.values
+        given = (input_gates, self._initial_state(state, input_gates, weights), memory, weights)
+        options: dict[str, Any] = {
+            "state_mask": self._state_mask(state_mask, weights),
+            "memory_index": memory_index,
+            "reset_after": self.reset_after,
+            "backend": self.backend,
+        }
         if self.attend_after:
-            gates = self._with_context(input_gates, context, weights)
-            new_state = self._gru_step(gates, state, weights, state_mask)
-            entering = new_state if state_mask is None else state_mask * new_state
-            query = linear(entering, weights.query_weight, weights.query_bias, backend=backend)
-            context, attn_weights = additive_attention(
-                query,
-                memory.keys,
-                values,
-                weights.score_weight,
-                key_padding_mask=memory.key_padding_mask,
-                memory_index=memory_index,
-                backend=backend,
-            )
-            return self._step_output(input_t, memory, new_state, context, attn_weights if need_weights else None)
-        new_state, context, attn_weights = decoder_step(
-            input_gates,
-            state,
-            memory.keys,
-            values,
-            weights.score_weight,
-            weights.query_weight,
-            weights.context_weight if memory_gates is None else None,
-            weights.hidden_weight,
-            state_mask=state_mask,
-            query_bias=weights.query_bias,
-            hidden_bias=weights.hidden_bias,
-            key_padding_mask=memory.key_padding_mask,
-            memory_index=memory_index,
-            memory_gates=memory_gates,
-            reset_after=self.reset_after,
-            backend=backend,
-        )
-        return self._step_output(input_t, memory, new_state, context, attn_weights if need_weights else None)
-
-    def _step_output(
-        self,
-        input_t: Tensor | None,
-        memory: PreparedMemory,
-        state: Tensor,
-        context: Tensor,
-        attn_weights: Tensor | None,
-    ) -> DecoderOutput:
-        output = state.to(memory.keys.dtype if input_t is None else input_t.dtype)
-        return DecoderOutput(output, context, attn_weights, state)
+            new_state, context, attn_weights = step_after(*given, context=context, **options)
+        else:
+            new_state, context, attn_weights = step_before(*given, memory_gates=memory_gates, **options)
+        output = new_state.to(memory.keys.dtype if input_t is None else input_t.dtype)
+        return DecoderOutput(output, context, attn_weights if need_weights else None, new_state)
 
     def _check_context(self, context: Tensor | None, rows: int) -> None:
         if context is None:
@@ -333,56 +299,6 @@ class FusedBahdanauDecoder(nn.Module):
         check_tensor("context", context)
         if tuple(context.shape) != (rows, self.memory_size):
             raise ValueError(f"`context` must be (N, M) = ({rows}, {self.memory_size}); got {tuple(context.shape)}")
-
-    def _with_context(self, input_gates: Tensor, context: Tensor | None, weights: DecoderWeights) -> Tensor:
-        """The gates (N, 3H) that enter a step with ``attend_after``."""
-        if context is None:
-            return input_gates
-        of_context = linear(context.to(weights.context_weight.dtype), weights.context_weight, backend=self.backend)
-        return input_gates + of_context
-
-    def _gru_step(self, gates: Tensor, state: Tensor, weights: DecoderWeights, state_mask: Tensor | None) -> Tensor:
-        """The GRU alone (N, H) of gates (N, 3H)."""
-        if torch.is_grad_enabled():
-            return self._gru(gates.unsqueeze(1), state, weights, state_mask)[:, 0]
-        # The step of a decoder that attends to one position of zeros: unlike a scan, it packs no weights.
-        zeros = weights.hidden_weight.new_zeros(3 * self.hidden_size)
-        nothing = zeros[:1].view(1, 1, 1)
-        return decoder_step(
-            gates,
-            state,
-            nothing,
-            nothing,
-            zeros[:1],
-            zeros[: self.hidden_size].view(1, -1),
-            None,
-            weights.hidden_weight,
-            state_mask=state_mask,
-            hidden_bias=weights.hidden_bias,
-            memory_index=torch.zeros(gates.shape[0], dtype=torch.int64, device=gates.device),
-            memory_gates=zeros.view(1, 1, -1),
-            reset_after=self.reset_after,
-            backend=self.backend,
-        )[0]
-
-    def _gru(
-        self,
-        gates: Tensor,
-        state: Tensor,
-        weights: DecoderWeights,
-        state_mask: Tensor | None,
-        lengths: Tensor | None = None,
-    ) -> Tensor:
-        return gru_scan(
-            gates,
-            state,
-            weights.hidden_weight,
-            weights.hidden_bias,
-            state_mask=state_mask,
-            lengths=lengths,
-            reset_after=self.reset_after,
-            backend=self.backend,
-        )
 
     def forward(
         self,
@@ -425,52 +341,24 @@ class FusedBahdanauDecoder(nn.Module):
         mask = padding_mask(key_padding_mask, memory_lengths, memory)
         check_lengths("input_lengths", input_lengths, input.shape[0], input.shape[1], "T")
         memory = _zero_padding(memory, mask)
-        past = None
         if input_lengths is not None:
-            past = torch.arange(input.shape[1], device=input.device) >= input_lengths[:, None]
-            input = input.masked_fill(past[..., None], 0)
+            input = input.masked_fill(past_end(input_lengths, input.shape[1]), 0)
         weights = self._weights()
-        state = self._initial_state(state, input, weights)
-        state_mask = self._state_mask(state_mask, weights)
         gates = nn.functional.linear(input, weights.input_weight, weights.input_bias)
-        first = None
-        if self.attend_after:
-            # The first update needs no attention. From its state on the scan attends, then updates, with the next
-            # step's input; the last update, whatever its input, is thrown away. No slice here is empty where T is 1,
-            # of which an exported graph would make a case of its own.
-            first_gates = self._with_context(gates[:, 0], context, weights).unsqueeze(1)
-            first_lengths = None if input_lengths is None else input_lengths.clamp(max=1)
-            first = self._gru(first_gates, state, weights, state_mask, first_lengths)
-            state = last_state(first, state, first_lengths)
-            gates = gates.roll(-1, dims=1)
         keys = self.key_proj(memory)
-        states, contexts, attn_weights = decoder_scan(
-            gates,
-            state,
-            keys,
-            memory.to(keys.dtype),
-            weights.score_weight,
-            weights.query_weight,
-            weights.context_weight,
-            weights.hidden_weight,
-            state_mask=state_mask,
-            query_bias=weights.query_bias,
-            hidden_bias=weights.hidden_bias,
-            key_padding_mask=mask,
-            input_lengths=input_lengths,
-            reset_after=self.reset_after,
-            backend=self.backend,
-        )
-        if first is not None:
-            states = torch.cat([first, states], dim=1)[:, :-1]
-            if past is not None:
-                states = states.masked_fill(past[..., None], 0)
-        return DecoderOutput(
-            states.to(input.dtype),
-            contexts,
-            attn_weights if need_weights else None,
-            last_state(states, state, input_lengths),
-        )
+        given = (gates, self._initial_state(state, input, weights), keys, memory.to(keys.dtype), weights)
+        options: dict[str, Any] = {
+            "state_mask": self._state_mask(state_mask, weights),
+            "key_padding_mask": mask,
+            "input_lengths": input_lengths,
+            "reset_after": self.reset_after,
+            "backend": self.backend,
+        }
+        if self.attend_after:
+            states, contexts, attn_weights, last = scan_after(*given, context=context, **options)
+        else:
+            states, contexts, attn_weights, last = scan_before(*given, **options)
+        return DecoderOutput(states.to(input.dtype), contexts, attn_weights if need_weights else None, last)
 
     def _check_memory(self, memory: Tensor) -> None:
         check_tensor("memory", memory)
@@ -481,14 +369,6 @@ class FusedBahdanauDecoder(nn.Module):
         wanted, device = self.key_proj.weight.dtype, memory.device.type
         if memory.dtype != wanted and not (device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device)):
             raise TypeError(f"`memory` must be {wanted} as the decoder's parameters; got {memory.dtype}")
-
-
-def last_state(states: Tensor, state: Tensor, lengths: Tensor | None) -> Tensor:
-    """The state after each row's last step (B, H); ``state`` for a row of length 0."""
-    if lengths is None:
-        return states[:, -1]
-    last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, states.shape[2])
-    return torch.where(lengths[:, None] > 0, states.gather(1, last)[:, 0], state)
 
 
 def _zero_padding(memory: Tensor, key_padding_mask: Tensor | None) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from conftest import implementations
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rnnsearch_kernels.modules import last_state
 from rnnsearch_kernels.ops import overload_of
+from rnnsearch_kernels.orders import last_state
 from rnnsearch_kernels.schema import BY_NAME
 from rnnsearch_kernels.selftest import INFERENCE_ONLY, SIZES, differentiable_arguments, example
 
