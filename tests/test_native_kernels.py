@@ -32,7 +32,7 @@ extension = built
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 OPS = ["linear", "additive_attention", "additive_attention_backward", "decoder_step", "gru_scan"]
-# Sizes around the vector widths and the tiles (4 outputs, 3 or 6 rows, blocks of 48), and the paper's.
+# Sizes around the vector widths and the tiles (4 or 16 outputs, 3, 6 or 12 rows), and the paper's.
 SHAPES = [
     {"N": 1, "B": 1, "S": 1, "H": 3, "A": 1, "M": 2, "I": 1, "O": 1, "T": 1},
     {"N": 7, "B": 3, "S": 5, "H": 7, "A": 7, "M": 33, "I": 31, "O": 66, "T": 4},
@@ -187,6 +187,18 @@ def test_a_row_is_the_same_bits_in_any_batch(name: str, dtype: torch.dtype) -> N
             }
             for result, whole in zip(native_op(name, *part.values()), together, strict=True):
                 assert torch.equal(result, whole[first : first + rows]), (rows, first)
+
+
+@each_isa
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("inputs", [70, 72])
+def test_a_row_of_a_product_is_the_same_bits_among_few_rows_and_many(inputs: int, dtype: torch.dtype) -> None:
+    """Few gather the weights and many read a panel of them, in blocks of up to 384; 72 inputs are whole blocks of 4."""
+    input, weight, bias = (torch.randn(*shape).to(dtype) for shape in ((400, inputs), (83, inputs), (83,)))
+    (together,) = native_op("linear", input, weight, bias)
+    for rows in (1, 3, 5, 6, 7, 8, 12, 13, 25, 384, 385):
+        for part in (slice(rows), slice(400 - rows, 400)):
+            assert torch.equal(native_op("linear", input[part], weight, bias)[0], together[part]), rows
 
 
 @each_isa

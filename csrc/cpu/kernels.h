@@ -24,6 +24,7 @@ struct LinearArgs {
   Accumulate<S>* y;
   int64_t y_stride;
   int64_t row_begin, row_end, output_begin, output_end;
+  void* panel;  // scratch of `panel_bytes`
 };
 
 // One sentence's key positions [begin, end) of its list of real ones, against the rows that attend to it.
@@ -132,6 +133,8 @@ struct ProductKernels {
   // Rows [begin, end), begin a multiple of row_block, into their place in `packed`.
   void (*pack)(const Rows& rows, int64_t inputs, int64_t begin, int64_t end, void* packed);
   void (*linear)(const LinearArgs<S>& args);
+  // What `linear` wants as scratch for so many rows; null where it wants none.
+  int64_t (*panel_bytes)(int64_t rows, int64_t inputs) = nullptr;
   // Whether they run on a matrix unit, which multiplies storage faster than anything multiplies what it is widened to.
   bool matrix_unit = false;
 };

@@ -187,8 +187,8 @@ void linear(const LinearArgs<BFloat16>& args) {
 }  // namespace
 }  // namespace RNNSEARCH_ISA
 
-constexpr ProductKernels<BFloat16> kAmxProducts = {amx_bf16::kBlock, amx_bf16::packed_bytes, amx_bf16::pack,
-                                                   amx_bf16::linear, true};
+constexpr ProductKernels<BFloat16> kAmxProducts = {
+    amx_bf16::kBlock, amx_bf16::packed_bytes, amx_bf16::pack, amx_bf16::linear, nullptr, true};
 }  // namespace rnnsearch
 #if defined(__clang__)
 #pragma clang attribute pop

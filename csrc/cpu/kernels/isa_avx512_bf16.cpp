@@ -8,7 +8,7 @@
 #define RNNSEARCH_VECTOR_BYTES 64
 #define RNNSEARCH_REGISTERS 32
 #define RNNSEARCH_TARGET "arch=x86-64-v4,avx512bf16"
-#include "linear.h"
+#include "dot.h"
 #include "panel.h"
 
 namespace rnnsearch {

@@ -24,6 +24,8 @@ RNNSEARCH_SET_TARGET(RNNSEARCH_TARGET)
 #endif
 
 #define INLINE inline __attribute__((always_inline))
+// Arrays of vectors live in registers only where every loop over them is unrolled from the start.
+#define RNNSEARCH_UNROLL _Pragma("GCC unroll 16")
 
 namespace rnnsearch {
 namespace RNNSEARCH_ISA {

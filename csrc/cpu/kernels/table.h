@@ -14,7 +14,7 @@ namespace RNNSEARCH_ISA {
 template <class S>
 constexpr KernelTable<S> table() {
   using T = Accumulate<S>;
-  return {products<WidenedDot<S>>(),
+  return {products<S>(),
           padded<T>,
           prepare_query<S>,
           prepare_score_weight<S>,

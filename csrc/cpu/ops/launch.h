@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <optional>
 #include <type_traits>
 
 #include "tensors.h"
@@ -81,7 +82,11 @@ class PackedRows {
   // The same for rows [row_begin, row_end) and outputs [begin, end), on this thread; y[0] is the first of both.
   void product_part(const Matrix<S>& weight, const S* bias, int64_t row_begin, int64_t row_end, int64_t begin,
                     int64_t end, T* y, int64_t y_stride) const {
-    kernels_.linear({packed_.data(), inputs_, weight, bias, y, y_stride, row_begin, row_end, begin, end});
+    std::optional<Scratch<unsigned char>> panel;
+    if (kernels_.panel_bytes != nullptr)
+      if (const int64_t bytes = kernels_.panel_bytes(row_end - row_begin, inputs_); bytes > 0) panel.emplace(bytes);
+    kernels_.linear({packed_.data(), inputs_, weight, bias, y, y_stride, row_begin, row_end, begin, end,
+                     panel.has_value() ? panel->data() : nullptr});
   }
 
   int64_t block() const { return kernels_.row_block; }
