@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from rnnsearch.data import Batch
 from rnnsearch.model import RNNSearch
+from rnnsearch_kernels import linear
 
 WAYS = ("auto", "logits", "chunked")
 
@@ -38,6 +39,7 @@ def model_loss(model: RNNSearch, batch: Batch, label_smoothing: float = 0.0) -> 
         batch.target,
         pad_id=model.config.pad_id,
         label_smoothing=label_smoothing,
+        backend=model.backend,
     )
 
 
@@ -68,6 +70,7 @@ def vocabulary_loss(
     pad_id: int,
     label_smoothing: float = 0.0,
     way: str = "auto",
+    backend: str = "auto",
 ) -> Tensor:
     """The mean over real tokens of the cross-entropy with a smoothed target:
 
@@ -80,6 +83,7 @@ def vocabulary_loss(
             gradients, where any is wanted, beside the loss: nothing of size (…, V) exists, and there is one backward
             pass through it, of the first order. ``"auto"`` is chunked unless a gradient is wanted and none of the
             weight, whose gradient chunked computes always.
+        backend: of the op :func:`rnnsearch_kernels.linear`, which makes the logits of a piece on a CPU.
     """
     if way not in WAYS:
         raise ValueError(f"`way` must be one of {WAYS}; got {way!r}")
@@ -98,10 +102,11 @@ def vocabulary_loss(
         readout, weight, bias = readout.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     with torch.autocast(readout.device.type, enabled=False):
         if differentiable:
-            return _ChunkedLoss.apply(readout, weight, bias, target, pad_id, label_smoothing)
+            return _ChunkedLoss.apply(readout, weight, bias, target, pad_id, label_smoothing, backend)
         real, loss = target != pad_id, weight.new_zeros((), dtype=_accumulate(weight))
-        for piece, log_p in _pieces(readout, weight, bias):
+        for piece, log_p in _pieces(readout, weight, bias, backend):
             loss += _sum(log_p, target[piece], real[piece], label_smoothing)
+            del log_p
         return loss / real.sum()
 
 
@@ -109,21 +114,19 @@ def _accumulate(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)
 
 
-def _pieces(readout: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
-    """log p (n, V) of so many rows at a time; the next may be written over it."""
-    rows, size = len(readout), max(1, min(len(readout), PIECE // len(weight)))
-    accumulate, room = _accumulate(weight), weight.new_empty(size, len(weight))
-    for begin in range(0, rows, size):
+def _pieces(readout: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Iterator[tuple[slice, Tensor]]:
+    """log p (n, V) of so many rows at a time; whoever drops it before the next holds one piece in memory."""
+    accumulate, size = _accumulate(weight), max(1, PIECE // len(weight))
+    for begin in range(0, len(readout), size):
         piece = slice(begin, begin + size)
-        x = readout[piece]
-        logits = room[: len(x)]
-        if bias is None:
-            torch.mm(x, weight.t(), out=logits)
+        if weight.device.type == "cpu":
+            logits = linear(readout[piece], weight, bias, backend=backend)
         else:
-            torch.addmm(bias, x, weight.t(), out=logits)
+            logits = F.linear(readout[piece], weight, bias)
         # In place where the dtype allows it: every row is read before it is written.
-        in_place = accumulate == weight.dtype
+        in_place = accumulate == logits.dtype
         yield piece, torch.log_softmax(logits, 1, out=logits) if in_place else logits.log_softmax(1, dtype=accumulate)
+        del logits
 
 
 def _sum(log_p: Tensor, target: Tensor, real: Tensor, label_smoothing: float) -> Tensor:
@@ -153,6 +156,7 @@ class _ChunkedLoss(torch.autograd.Function):
         target: Tensor,
         pad_id: int,
         label_smoothing: float,
+        backend: str,
     ) -> Tensor:
         accumulate, vocabulary_size = _accumulate(weight), len(weight)
         real = target != pad_id
@@ -161,7 +165,7 @@ class _ChunkedLoss(torch.autograd.Function):
         loss = torch.zeros((), dtype=accumulate, device=readout.device)
         grad_readout, grad_weight = torch.empty_like(readout), torch.zeros_like(weight, dtype=accumulate)
         grad_bias = torch.zeros(vocabulary_size, dtype=accumulate, device=readout.device)
-        for piece, log_p in _pieces(readout, weight, bias):
+        for piece, log_p in _pieces(readout, weight, bias, backend):
             x, y = readout[piece], target[piece].unsqueeze(1)
             loss += _sum(log_p, target[piece], real[piece], label_smoothing)
             difference = log_p.exp_().scatter_add_(1, y, log_p.new_full((1, 1), label_smoothing - 1).expand_as(y))
@@ -174,6 +178,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 grad_weight.addmm_(difference.t(), x)
             else:
                 grad_weight += torch.mm(difference.t(), x)
+            del log_p, difference
         grad_readout.masked_fill_(~real.unsqueeze(1), 0)
         ctx.save_for_backward(grad_readout, grad_weight, grad_bias)
         ctx.count, ctx.dtype, ctx.has_bias = count, weight.dtype, bias is not None
@@ -184,4 +189,4 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scale = grad / ctx.count.clamp(min=1)
         readout, weight, bias = (value.mul_(scale).to(ctx.dtype) for value in ctx.saved_tensors)
-        return readout, weight, bias if ctx.has_bias else None, None, None, None
+        return readout, weight, bias if ctx.has_bias else None, None, None, None, None
