@@ -14,10 +14,11 @@ from rnnsearch import RNNSearch, RNNSearchConfig, Vocabulary, cli, measure, opti
 from rnnsearch.data import Pair, collate, pad
 from rnnsearch.interruption import interruptible
 from rnnsearch.loss import sequence_loss
-from rnnsearch.measure import mean_loss
+from rnnsearch.measure import DevText, mean_loss, measure_dev
 from rnnsearch.optimization import make_optimizer
 from rnnsearch.processes import Processes
-from rnnsearch.settings import OptimizerOptions
+from rnnsearch.segmentation import Characters
+from rnnsearch.settings import OptimizerOptions, RunOptions
 from rnnsearch.translator import Translator
 from torch import Tensor
 
@@ -70,6 +71,22 @@ def measured(model: RNNSearch, size: int) -> float:
     pairs = [Pair(LETTERS.encode(left), LETTERS.encode(right)) for left, right in reversals(40, seed=3)]
     alone = Processes(0, 1, torch.device("cpu"))
     return mean_loss(model, pairs, size=size, precision="float32", processes=alone, interrupted=lambda: False)
+
+
+def test_exact_match_is_the_percentage_of_translations_that_are_their_references() -> None:
+    translator = Translator(small_model().eval(), Characters(), Characters())
+    sources = [left for left, _ in reversals(5, seed=3)]
+    references = [*translator(sources)[:3], "another", "abcd" * 9]
+    pairs = [Pair(LETTERS.encode(left), LETTERS.encode("a")) for left in sources]
+    alone = Processes(0, 1, torch.device("cpu"))
+    values, found = measure_dev(
+        translator,
+        DevText(sources, references, pairs),
+        RunOptions(metric="exact_match"),
+        processes=alone,
+        interrupted=lambda: False,
+    )
+    assert values["exact_match"] == 60.0 and len(found) == 5
 
 
 def test_padding_does_not_change_what_is_measured() -> None:

@@ -39,7 +39,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 def measure_dev(
     translator: Translator, dev: DevText, run: RunOptions, *, processes: Processes, interrupted: Interrupted
 ) -> tuple[dict[str, float], list[list[Translation]]]:
-    """The loss, and BLEU where it is the run's metric; and translations, of the samples or for BLEU of all.
+    """The loss, and the run's metric where it is another; and translations, of the samples, or for the metric of all.
 
     Raises InterruptedMeasure as :func:`mean_loss`.
     """
@@ -47,11 +47,15 @@ def measure_dev(
     assert isinstance(model, RNNSearch)
     shared: dict[str, Any] = {"processes": processes, "interrupted": interrupted}
     values = {"loss": mean_loss(model, dev.pairs, size=BATCH, precision=run.precision, **shared)}
-    count = len(dev.sources) if run.metric == "bleu" else min(run.samples, len(dev.sources))
+    count = min(run.samples, len(dev.sources)) if run.metric == "loss" else len(dev.sources)
     found = translate_all(translator, dev.sources[:count], beam_size=run.beam_size, **shared)
-    if run.metric == "bleu":
+    if run.metric != "loss":
         texts = [translator.text(entry[0]) if entry else "" for entry in found]
-        values["bleu"] = scores.score(scores.bleu, texts, dev.references, resamples=0).value
+        if run.metric == "bleu":
+            value = scores.score(scores.bleu, texts, dev.references, resamples=0).value
+        else:
+            value = 100 * sum(map(str.__eq__, texts, dev.references)) / len(texts)
+        values[run.metric] = value
     return values, found
 
 

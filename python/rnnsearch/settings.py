@@ -37,6 +37,7 @@ _TRAINING_PRESETS: dict[str, dict[str, Any]] = {
         "optimizer.label_smoothing": 0.1,
         "run.epochs": 8,
         "run.save_every": 500,
+        "run.metric": "exact_match",
     },
 }
 
@@ -181,7 +182,8 @@ class RunOptions:
         save_every: updates between checkpoints; 0 saves at every measure. One is always saved at the end, on SIGTERM
             and on SIGINT.
         keep: checkpoints kept.
-        metric: what decides which model is best: loss, or bleu (needs the 'evaluate' extra).
+        metric: what decides which model is best: loss; bleu (needs the 'evaluate' extra); or exact_match, the
+            percentage of dev sentences whose translation is the reference (pronunciations, recognised text).
         patience: measures without improvement before the run ends; 0 never ends it.
         samples: dev sentences that are translated and shown, with their alignments, at every measure.
         beam_size: of the translations that are measured and shown.
@@ -201,7 +203,7 @@ class RunOptions:
     evaluate_every: int = 0
     save_every: int = 0
     keep: int = 2
-    metric: Literal["loss", "bleu"] = "loss"
+    metric: Literal["loss", "bleu", "exact_match"] = "loss"
     patience: int = 0
     samples: int = 2
     beam_size: int = 5

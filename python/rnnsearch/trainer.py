@@ -262,7 +262,7 @@ class Trainer:
         assert isinstance(model, RNNSearch)
         translator = Translator(model, self.translator.source, self.translator.target)
         values, found = measure_dev(translator, self.dev, run, processes=self.processes, interrupted=self._interrupted)
-        value = values["loss"] if run.metric == "loss" else -values["bleu"]
+        value = values["loss"] if run.metric == "loss" else -values[run.metric]
         better = math.isfinite(value) and (progress.best is None or value < progress.best)
         if better:
             if self.processes.first:
