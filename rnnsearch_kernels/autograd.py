@@ -180,8 +180,9 @@ def _gru_scan(backward_op: Any) -> Formula:
         ctx.set_materialize_grads(False)  # as that of decoder_scan
         ctx.save_for_backward(input_gates, state, state_mask, hidden_weight, lengths, *output)
 
-    def backward(ctx: Any, grad_states: Tensor, grad_gates: None) -> tuple[Tensor | None, ...]:
-        grad_input_gates, grad_state, grad_weight, grad_bias = backward_op(grad_states, *ctx.saved_tensors, *ctx.flags)
+    def backward(ctx: Any, grad_states: Tensor | None, grad_gates: None) -> tuple[Tensor | None, ...]:
+        given = _or_zeros(grad_states, ctx.saved_tensors[-2])
+        grad_input_gates, grad_state, grad_weight, grad_bias = backward_op(given, *ctx.saved_tensors, *ctx.flags)
         grad_bias = grad_bias if ctx.has_bias else None
         return grad_input_gates, grad_state, None, grad_weight, grad_bias, None, None, None
 
