@@ -52,8 +52,10 @@ def arguments(given: Sequence[str] | None) -> tuple[argparse.Namespace, Settings
         everything="also plain PyTorch without torch.compile, and float32 under bfloat16 autocast",
         default="small,paper",
     )
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="updates of each that are timed (5)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="updates of each that are timed (5, or 1 with --quick)")
     options, settings, workloads = settled(parser, given)
+    if options.rounds is None:
+        options.rounds = 1 if options.quick else 5
     if options.rounds < 1:
         parser.error(f"--rounds must be at least 1; got {options.rounds}")
     return options, settings, workloads
@@ -156,7 +158,7 @@ def main(given: Sequence[str] | None = None) -> int:
         for workload in workloads:
             torch.compiler.reset()
             print(f"\n{workload}", flush=True)
-            found = measure(workload, settings, 1 if options.quick else options.rounds, probe)
+            found = measure(workload, settings, options.rounds, probe)
             rows += found
             print("\n".join(table(found)), flush=True)
     except Mismatch as error:
