@@ -54,7 +54,8 @@ def measure_dev(
         if run.metric == "bleu":
             value = scores.score(scores.bleu, texts, dev.references, resamples=0).value
         else:
-            value = 100 * sum(map(str.__eq__, texts, dev.references)) / len(texts)
+            same = (text.split() == reference.split() for text, reference in zip(texts, dev.references, strict=True))
+            value = 100 * sum(same) / len(texts)
         values[run.metric] = value
     return values, found
 
