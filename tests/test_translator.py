@@ -152,6 +152,7 @@ def test_a_dictionary_with_a_bad_line_is_refused_by_file_and_line(tmp_path: Path
         ({"top_k": 3}, "`top_k` is for `search` 'sample' only; `search` is 'beam'"),
         ({"search": "sample", "coverage_penalty": 0.1}, "`coverage_penalty` is for `search` 'beam' only"),
         ({"dictionary": {}}, "`dictionary` needs `unknown` to be 'replace'; it is 'ban'"),
+        ({"beam_size": 0}, "`beam_size` must be at least 1; got 0"),
         ({"n_best": 6}, "`n_best` must be at most `beam_size` = 5; got 6"),
         ({"ban": ("no",)}, "`ban` must be tokens of the model's target vocabulary, which has no 'no'"),
         ({"nonsense": 1}, "nonsense"),

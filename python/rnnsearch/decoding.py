@@ -67,6 +67,8 @@ class DecodingOptions:
                     raise ValueError(f"`{name}` is for `search` {search!r} only; `search` is {self.search!r}")
         if self.dictionary is not None and self.unknown != "replace":
             raise ValueError(f"`dictionary` needs `unknown` to be 'replace'; it is {self.unknown!r}")
+        if self.beam_size < 1:
+            raise ValueError(f"`beam_size` must be at least 1; got {self.beam_size}")
         if self.search == "beam" and self.n_best > self.beam_size:
             raise ValueError(f"`n_best` must be at most `beam_size` = {self.beam_size}; got {self.n_best}")
 
