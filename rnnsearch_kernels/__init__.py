@@ -2,7 +2,15 @@
 
 from . import graphs
 from .backends import Backend, check_backend, decompositions, list_backends, register_backend
-from .functional import additive_attention, decoder_scan, decoder_step, gru_scan, linear, vocabulary_topk
+from .functional import (
+    additive_attention,
+    decoder_scan,
+    decoder_step,
+    gru_scan,
+    linear,
+    vocabulary_loss,
+    vocabulary_topk,
+)
 from .modules import FusedBahdanauDecoder
 from .values import DecoderOutput, PreparedMemory
 
@@ -23,5 +31,6 @@ __all__ = [
     "linear",
     "list_backends",
     "register_backend",
+    "vocabulary_loss",
     "vocabulary_topk",
 ]

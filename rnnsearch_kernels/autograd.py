@@ -22,6 +22,7 @@ BACKWARD: dict[str, str | None] = {
     "decoder_step": "decoder_scan_backward",
     "decoder_scan": "decoder_scan_backward",
     "gru_scan": "gru_scan_backward",
+    "vocabulary_loss": None,
 }
 
 Formula = tuple[Callable[..., None], Callable[..., Any]]
@@ -189,10 +190,59 @@ def _gru_scan(backward_op: Any) -> Formula:
     return setup, backward
 
 
+def _vocabulary_loss(_: None) -> Formula:
+    """The op has computed its gradients; what is left is their product with the loss's own, in place.
+
+    That is a mean's 1 / N and a loss scale in one: 1 / N alone may be too small for float16. Going back a second time
+    would multiply twice, and is an error.
+    """
+
+    def setup(ctx: Any, inputs: Any, output: Any) -> None:
+        _, *grads = output
+        _, weight, bias, _, _ = inputs
+        ctx.dtype, ctx.has_bias = weight.dtype, bias is not None
+        ctx.mark_non_differentiable(*grads)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*grads)
+
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, None, None, None, None
+        needs = (*ctx.needs_input_grad[:2], ctx.has_bias and ctx.needs_input_grad[2])
+        with torch.no_grad():
+            found = [
+                _times(value, grad).to(ctx.dtype) if needed else None
+                for needed, value in zip(needs, ctx.saved_tensors, strict=True)
+            ]
+        if torch.is_grad_enabled():
+            found = [None if value is None else _Once.apply(value.detach().requires_grad_()) for value in found]
+        return *found, None, None
+
+    return setup, backward
+
+
+def _times(value: Tensor, scale: Tensor) -> Tensor:
+    """In place, except where a compiler is tracing, which finds the places itself."""
+    return value.mul_(scale) if type(value) is Tensor else value * scale
+
+
+class _Once(torch.autograd.Function):
+    """A gradient whose own derivative is an error, and does not silently miss."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> None:
+        raise RuntimeError("rnnsearch::vocabulary_loss has one derivative: a second derivative is not available")
+
+
 _FORMULAS: dict[str, Callable[[Any], Formula]] = {
     "linear": _linear,
     "additive_attention": _additive_attention,
     "decoder_step": _decoder_step,
     "decoder_scan": _decoder_scan,
     "gru_scan": _gru_scan,
+    "vocabulary_loss": _vocabulary_loss,
 }

@@ -94,15 +94,17 @@ class Plan:
                 if not 1 <= args[position] <= largest:
                     raise ValueError(f"`{flag.name}` must lie in 1..V = 1..{largest}; got {args[position]}")
                 sizes[flag.size] = args[position]
+            elif flag.kind == "float" and not 0 <= args[position] <= 1:
+                raise ValueError(f"`{flag.name}` must lie in 0..1; got {args[position]}")
         return sizes
 
     def check_values(self, args: Sequence[Any]) -> None:
         """The indices of arguments that passed :meth:`check`, where the CPU holds them; ValueError if out of range."""
         for position, arg, _ in self.tensors:
-            if arg.name in _HIGHEST and args[position] is not None:
-                letter, below = _HIGHEST[arg.name]
-                highest = self._size(args, letter) - below
-                check_range(arg.name, args[position], highest, f"0..{letter}{f'-{below}' if below else ''}")
+            if arg.name in _RANGES and args[position] is not None:
+                lowest, letter, below = _RANGES[arg.name]
+                largest = f"{letter}-{below}" if below else letter
+                check_range(arg.name, args[position], lowest, self._size(args, letter) - below, largest)
 
     def _size(self, args: Sequence[Any], wanted: str) -> int:
         return next(
@@ -112,8 +114,8 @@ class Plan:
         )
 
 
-# The largest value of an index: a size, less what is taken from it.
-_HIGHEST = {"memory_index": ("B", 1), "input_lengths": ("T", 0), "lengths": ("T", 0)}
+# The values of an index: the smallest; the largest as a size, less what is taken from it.
+_RANGES = {"memory_index": (0, "B", 1), "input_lengths": (0, "T", 0), "lengths": (0, "T", 0), "target": (-1, "V", 1)}
 
 
 def _names(dtypes: Sequence[torch.dtype]) -> str:
@@ -170,16 +172,18 @@ def check_lengths(name: str, lengths: Tensor | None, rows: int, longest: int, le
         raise TypeError(f"`{name}` must be an int64 tensor; got {_type(lengths)}")
     if lengths.dim() != 1 or lengths.shape[0] != rows:
         raise ValueError(f"`{name}` must be (B,) = ({rows},); got {tuple(lengths.shape)}")
-    check_range(name, lengths, longest, f"0..{letter}")
+    check_range(name, lengths, 0, longest, letter)
 
 
-def check_range(name: str, values: Tensor, highest: int, wanted: str) -> None:
-    """Whether ``values`` lie in 0..highest, on the CPU only: elsewhere a look at them would synchronise."""
+def check_range(name: str, values: Tensor, lowest: int, highest: int, letters: str) -> None:
+    """Whether ``values`` lie in lowest..highest, which in ``letters`` is called so; on the CPU only: elsewhere a look
+    at them would synchronise."""
     if values.device.type != "cpu" or values.numel() == 0 or torch.compiler.is_compiling():
         return
     smallest, largest = (int(value) for value in values.aminmax())
-    if smallest < 0 or largest > highest:
-        raise ValueError(f"`{name}` must lie in {wanted} = 0..{highest}; got {smallest}..{largest}")
+    if smallest < lowest or largest > highest:
+        wanted = f"{lowest}..{letters} = {lowest}..{highest}"
+        raise ValueError(f"`{name}` must lie in {wanted}; got {smallest}..{largest}")
 
 
 def _type(value: Any) -> Any:

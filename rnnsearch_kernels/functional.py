@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .backends import AUTO, choose
-from .checks import padding_mask
+from .checks import Plan, padding_mask
 from .ops import AUTOCAST_DEVICES, PLANS, cast_for_autocast
+from .reference.dtypes import accumulate_dtype
+from .reference.vocabulary import pieces_of_log_probs, rows_with_target, summed_loss
 
 
 def _call(name: str, backend: str, args: Sequence[Any]) -> Any:
@@ -19,14 +22,10 @@ def _call(name: str, backend: str, args: Sequence[Any]) -> Any:
     storage = args[plan.storage]
     if not isinstance(storage, Tensor):
         plan.check(args)
-    device, dtype = storage.device, storage.dtype
-    if device.type in AUTOCAST_DEVICES and torch.is_autocast_enabled(device.type):
-        # Here and not in the dispatcher's rule alone: under autocast arguments arrive in several dtypes.
-        args = cast_for_autocast(plan.op, args, device.type)
-        dtype = args[plan.storage].dtype
-    differentiable = torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+    device = storage.device
+    args = _under_autocast(plan, args, device.type)
     try:
-        overload, guarded = choose(name, backend, device, dtype, differentiable)
+        overload, guarded = choose(name, backend, device, args[plan.storage].dtype, _differentiable(args))
         if not guarded:
             plan.check(args)
             plan.check_values(args)
@@ -37,6 +36,17 @@ def _call(name: str, backend: str, args: Sequence[Any]) -> Any:
         plan.check(args)
         plan.check_values(args)
         raise
+
+
+def _under_autocast(plan: Plan, args: Sequence[Any], device: str) -> Sequence[Any]:
+    """Here and not in the dispatcher's rule alone: under autocast arguments arrive in several dtypes."""
+    if device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device):
+        return cast_for_autocast(plan.op, args, device)
+    return args
+
+
+def _differentiable(args: Sequence[Any]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str = AUTO) -> Tensor:
@@ -314,3 +324,63 @@ def vocabulary_topk(
         ValueError, TypeError, RuntimeError: a shape, dtype or device is wrong, or the backend cannot run it.
     """
     return _call("vocabulary_topk", backend, (readout, weight, bias, banned_ids, k))
+
+
+def vocabulary_loss(
+    readout: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    backend: str = AUTO,
+) -> Tensor:
+    """The cross-entropy of a readout's softmax over the vocabulary (Bahdanau et al. 2014, appendix A.2.2) and a
+    smoothed target (Szegedy et al. 2016, arXiv:1512.00567, section 7), summed over the rows that have a target:
+
+        p_n = softmax(weight readout_n + bias)
+        loss = -Σ_n ((1 - ε) log p_n(target_n) + ε / V Σ_v log p_n(v))
+
+    Nothing of size (N, V) is kept. Where a gradient is wanted all of them are computed beside the loss: one backward
+    pass goes through it, of the first order. The sum, because a loss scale for float16 has to go in before a division:
+    divide by the number of targets for the mean.
+
+    Args:
+        readout: (N, L), storage dtype.
+        weight: (V, L), storage dtype. bias: (V,).
+        target: (N,) int64, a token or -1 for none: such a row changes neither the loss nor a gradient, whatever its
+            readout holds.
+        label_smoothing: ε, 0..1.
+        backend: ``"auto"`` or a backend's name.
+
+    Returns:
+        () in the accumulate dtype.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: a shape, dtype or device is wrong, a target or ``label_smoothing`` is out
+            of range, or the backend cannot run it; a second backward pass, or a second derivative.
+    """
+    args = (readout, weight, bias, target, label_smoothing)
+    if _differentiable(args):
+        return _call("vocabulary_loss", backend, args)[0]
+    return _loss_alone(args, backend)
+
+
+def _loss_alone(args: Sequence[Any], backend: str) -> Tensor:
+    """:func:`vocabulary_loss` without the gradients that its op computes: a product a piece, and no more."""
+    plan = PLANS["vocabulary_loss"]
+    if isinstance(args[plan.storage], Tensor):
+        args = _under_autocast(plan, args, args[plan.storage].device.type)
+    plan.check(args)
+    plan.check_values(args)
+    readout, weight, bias, target, label_smoothing = args
+    choose("vocabulary_loss", backend, weight.device, weight.dtype, False)  # what cannot run says why
+    rows = rows_with_target(target)
+    if rows is not None:
+        readout, target = readout.index_select(0, rows), target.index_select(0, rows)
+    product = partial(linear, backend=backend) if weight.device.type == "cpu" else torch.nn.functional.linear
+    loss = torch.zeros((), dtype=accumulate_dtype(weight.dtype), device=weight.device)
+    for piece, log_p in pieces_of_log_probs(readout, weight, bias, product):
+        loss += summed_loss(log_p, target[piece], label_smoothing)
+        del log_p
+    return loss

@@ -43,7 +43,10 @@ class Arg:
 
 @dataclass(frozen=True)
 class Flag:
-    """An argument that is no tensor: ``kind`` is ``bool`` or ``int``; an int may give a size its value."""
+    """An argument that is no tensor: ``kind`` is ``bool``, ``int`` or ``float``.
+
+    An int may give a size its value; a float is a share, 0..1.
+    """
 
     name: str
     kind: str
@@ -270,6 +273,24 @@ OPS: tuple[Op, ...] = (
             Flag("k", "int", size="K"),
         ),
         (_result("log_probs", "N K", ACCUMULATE), _result("token_ids", "N K", INDEX)),
+    ),
+    # loss = -Σ_n ((1 - ε) log p_n(target_n) + ε / V Σ_v log p_n(v)), p_n = softmax(weight readout_n + bias), over the
+    # rows n whose target is a token, and its derivatives: nothing of size (N, V) is kept. A target of -1 is none.
+    Op(
+        "vocabulary_loss",
+        (
+            _arg("readout", "N L", STORAGE),
+            _arg("weight", "V L", STORAGE),
+            _arg("bias?", "V", STORAGE),
+            _arg("target", "N", INDEX),
+            Flag("label_smoothing", "float"),
+        ),
+        (
+            _result("loss", "", ACCUMULATE),
+            _result("grad_readout", "N L", STORAGE),
+            _result("grad_weight", "V L", ACCUMULATE),
+            _result("grad_bias", "V", ACCUMULATE),
+        ),
     ),
 )
 

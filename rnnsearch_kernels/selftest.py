@@ -37,6 +37,9 @@ ACCUMULATE_EPS = 64
 
 DROPOUT = 0.25
 
+# The settings of a flag, by its kind; the last one where nothing is said.
+SETTINGS: dict[str, tuple[Any, ...]] = {"bool": (True, False), "float": (0.0, 0.1)}
+
 INFERENCE_ONLY = ("memory_index", "memory_gates")
 
 
@@ -53,8 +56,9 @@ def example(
     """Arguments of ``op`` by name, in its order; the same numbers in every dtype, up to rounding.
 
     Masks have holes and, from three sentences on, a sentence without a real position; lengths reach from 0 to
-    T; a state mask is 0 or 1 / (1 - DROPOUT). Without ``memory_index`` there are as many rows as sentences, without
-    ``memory_gates`` there is a ``context_weight``. A backward op gets what its forward op gave.
+    T; a state mask is 0 or 1 / (1 - DROPOUT); from three rows on, every third has no target. Without
+    ``memory_index`` there are as many rows as sentences, without ``memory_gates`` there is a ``context_weight``. A
+    backward op gets what its forward op gave.
     """
     absent, flags = set(absent), dict(flags or {})
     generator = torch.Generator().manual_seed(seed)
@@ -72,7 +76,7 @@ def example(
         if arg.name in known:
             made[arg.name] = known[arg.name]
         elif isinstance(arg, Flag):
-            made[arg.name] = flags.get(arg.name, sizes[arg.size] if arg.size else False)
+            made[arg.name] = flags.get(arg.name, sizes[arg.size] if arg.size else SETTINGS[arg.kind][-1])
         elif arg.optional and arg.name in absent and not (arg.name == CONTEXT_GATES[0] and CONTEXT_GATES[1] in absent):
             made[arg.name] = None
         else:
@@ -89,8 +93,11 @@ def _random(arg: Arg, dtype: torch.dtype, sizes: Mapping[str, int], generator: t
             mask[2] = True
         return mask
     if arg.role == INDEX:
-        low, high = {"memory_index": (0, sizes["B"]), "banned_ids": (-1, sizes["V"])}.get(arg.name, (0, sizes["T"] + 1))
+        ranges = {"memory_index": (0, sizes["B"]), "banned_ids": (-1, sizes["V"]), "target": (0, sizes["V"])}
+        low, high = ranges.get(arg.name, (0, sizes["T"] + 1))
         values = torch.randint(low, high, shape, generator=generator)
+        if arg.name == "target":
+            values[2::3] = -1
         if arg.name.endswith("lengths"):
             values[0] = sizes["T"]
             values[1:2] = 0
@@ -112,13 +119,13 @@ def widen(args: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def variants(op: Op, *, differentiable: bool = False) -> Iterator[tuple[set[str], dict[str, bool]]]:
+def variants(op: Op, *, differentiable: bool = False) -> Iterator[tuple[set[str], dict[str, Any]]]:
     """(absent arguments, flags): every optional argument there, and none, under each setting of the flags."""
     optional = {arg.name for arg in op.tensors if arg.optional}
-    switches = [arg.name for arg in op.args if isinstance(arg, Flag) and arg.kind == "bool"]
+    switches = {arg.name: SETTINGS[arg.kind] for arg in op.args if isinstance(arg, Flag) and arg.kind in SETTINGS}
     always_absent = set(INFERENCE_ONLY) & optional if differentiable else set()
     for absent in [always_absent, optional] if optional else [set()]:
-        for values in product((True, False), repeat=len(switches)):
+        for values in product(*switches.values()):
             yield absent, dict(zip(switches, values, strict=True))
 
 
@@ -131,14 +138,15 @@ def values_and_grads(
     }
     results = function(*leaves.values())
     results = results if isinstance(results, tuple) else (results,)
-    found = {str(number): result for number, result in enumerate(results)}
+    # Copies: a backward pass may write into what the op has saved.
+    found = {str(number): result.detach().clone() for number, result in enumerate(results)}
     if wanted:
         generator = torch.Generator().manual_seed(seed)
         live = [result for result in results if result.requires_grad]
         cotangents = [torch.randn(result.shape, generator=generator, dtype=torch.float64).to(result) for result in live]
         grads = torch.autograd.grad(live, [leaves[name] for name in wanted], cotangents)
         found.update({f"gradient of {name}": grad for name, grad in zip(wanted, grads, strict=True)})
-    return {name: value.detach() for name, value in found.items()}
+    return found
 
 
 def differentiable_arguments(op: Op, args: Mapping[str, Any]) -> list[str]:
@@ -221,7 +229,7 @@ def error_ratio(found: Tensor, truth: Tensor, dtype: torch.dtype) -> float:
     return error / allowed if error < float("inf") and allowed > 0 else float("inf")
 
 
-def _described(absent: set[str], flags: dict[str, bool]) -> str:
+def _described(absent: set[str], flags: dict[str, Any]) -> str:
     said = [f"without {' and '.join(sorted(absent))}"] if absent else []
     return ", ".join(said + [f"{name}={value}" for name, value in flags.items()]) or "its only form"
 

@@ -179,6 +179,25 @@ def vocabulary_topk(readout, weight, bias, banned_ids, k):
     return torch.tensor(values, dtype=weight.dtype), torch.tensor(ids)
 
 
+def vocabulary_loss(readout, weight, bias, target, label_smoothing):
+    """The loss, and its gradients by autograd; that of a bias of zeros where there is none."""
+    given = (readout, weight, weight.new_zeros(weight.shape[0]) if bias is None else bias)
+    leaves = [value.detach().requires_grad_() for value in given]
+    with torch.enable_grad():
+        grads = torch.autograd.grad(_summed_loss(*leaves, target, label_smoothing), leaves)
+    return _summed_loss(*given, target, label_smoothing), *grads
+
+
+def _summed_loss(readout, weight, bias, target, label_smoothing):
+    total, vocabulary = 0 * weight.sum(), weight.shape[0]
+    for row, token in enumerate(target.tolist()):
+        if token >= 0:
+            (logits,) = linear(readout[row : row + 1], weight, bias)
+            log_probs = logits - torch.logsumexp(logits, 0)
+            total = total - (1 - label_smoothing) * log_probs[token] - label_smoothing / vocabulary * log_probs.sum()
+    return total
+
+
 class HandWrittenDecoder(nn.Module):
     """The decoder loop as everyone writes it: what ``FusedBahdanauDecoder`` replaces."""
 

@@ -14,7 +14,7 @@ import rnnsearch_kernels as rk
 from rnnsearch_kernels.schema import BY_NAME
 from rnnsearch_kernels.selftest import INFERENCE_ONLY, SIZES, differentiable_arguments, example
 
-FUNCTIONS = ("additive_attention", "decoder_step", "decoder_scan", "gru_scan")
+FUNCTIONS = ("additive_attention", "decoder_step", "decoder_scan", "gru_scan", "vocabulary_loss")
 
 
 def call(op: str, backend: str, args: dict) -> list[torch.Tensor]:

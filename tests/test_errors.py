@@ -12,7 +12,15 @@ import rnnsearch_kernels as rk
 from rnnsearch_kernels.schema import BY_NAME, MASK, Arg
 from rnnsearch_kernels.selftest import INFERENCE_ONLY, SIZES, example
 
-FUNCTIONS = ("linear", "additive_attention", "decoder_step", "decoder_scan", "gru_scan", "vocabulary_topk")
+FUNCTIONS = (
+    "linear",
+    "additive_attention",
+    "decoder_step",
+    "decoder_scan",
+    "gru_scan",
+    "vocabulary_loss",
+    "vocabulary_topk",
+)
 IMPLEMENTATIONS = implementations(*FUNCTIONS)
 
 
@@ -137,6 +145,7 @@ def test_a_size_of_nothing_is_an_error(op, backend, device, letter):
         ("gru_scan", "lengths", 0, SIZES["T"], "0..T = 0..5"),
         ("additive_attention", "memory_index", 0, SIZES["B"] - 1, "0..B-1 = 0..3"),
         ("decoder_step", "memory_index", 0, SIZES["B"] - 1, "0..B-1 = 0..3"),
+        ("vocabulary_loss", "target", -1, SIZES["V"] - 1, "-1..V-1 = -1..36"),
     ],
 )
 def test_values_out_of_range_name_the_range_and_what_was_given(op, name, low, high, wanted):

@@ -22,7 +22,7 @@ from rnnsearch_kernels.selftest import (
     variants,
 )
 
-DIFFERENTIABLE = ("linear", "additive_attention", "decoder_step", "decoder_scan", "gru_scan")
+DIFFERENTIABLE = ("linear", "additive_attention", "decoder_step", "decoder_scan", "gru_scan", "vocabulary_loss")
 EVERY_OP = tuple(BY_NAME)
 SMALL = {**SIZES, "B": 3, "N": 4, "S": 3, "T": 2, "H": 2, "A": 4, "M": 5, "L": 3, "V": 7, "R": 2, "K": 3, "I": 3}
 WITHOUT_COMPILING = ("test_schema", "test_autograd_registration", "test_faketensor")

@@ -162,3 +162,5 @@ def test_examples_are_the_same_every_time_and_hold_every_hard_case():
     args = example(BY_NAME["decoder_scan"])
     assert args["key_padding_mask"].all(1).any() and not args["key_padding_mask"][0, 0]
     assert args["input_lengths"].min() == 0 and args["input_lengths"].max() == 5
+    target = example(BY_NAME["vocabulary_loss"])["target"]
+    assert target.min() == -1 and target.max() >= 0
