@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rnnsearch import loss as module
 from rnnsearch.loss import vocabulary_loss
 from torch import Tensor, nn
+
+import rnnsearch_kernels as rk
+from rnnsearch_kernels import reference
+from rnnsearch_kernels.reference import vocabulary
 
 PAD = 0
 WAYS = ["logits", "chunked"]
@@ -35,12 +38,10 @@ def truth(given: list[Tensor], target: Tensor, smoothing: float) -> list[Tensor]
     return [loss.detach(), *torch.autograd.grad(loss, double)]
 
 
-@pytest.mark.parametrize("piece", [1, 50, 2**24])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
 @pytest.mark.parametrize("way", WAYS)
-def test_values_and_gradients_are_those_of_cross_entropy(way, smoothing, bias, piece, monkeypatch) -> None:
-    monkeypatch.setattr(module, "PIECE", piece)
+def test_values_and_gradients_are_those_of_cross_entropy(way, smoothing, bias) -> None:
     given, target = drawn(bias=bias)
     wanted = truth(given, target, smoothing)
     for got, want in zip(found(given, target, label_smoothing=smoothing, way=way), wanted, strict=True):
@@ -104,7 +105,7 @@ def test_a_way_that_is_not_there_is_an_error() -> None:
 def test_padded_rows_are_not_multiplied(way) -> None:
     given, target = drawn()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
-        found(given, target, way=way)
+        found(given, target, way=way, backend="reference")  # whose products a profile sees
     products = [event.input_shapes for event in profile.events() if event.name in ("aten::addmm", "aten::mm")]
     rows = {size for shapes in products for shape in shapes for size in shape} - {READOUT, VOCABULARY}
     assert rows == {int((target != PAD).sum())}
@@ -131,20 +132,27 @@ def test_no_real_token_is_no_gradient(way) -> None:
         assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_padded_rows_that_cannot_be_counted_without_waiting_change_nothing(smoothing) -> None:
-    """On a GPU they stay among the others."""
+def test_the_op_is_that_of_the_backend_named_or_of_auto_where_that_has_none() -> None:
+    """A model is given the backend that is to run its scans."""
+    calls = []
+
+    def counting(*args):
+        calls.append(args)
+        return reference.vocabulary_loss(*args)
+
+    for name, kernels in (
+        ("brings_the_loss", {"vocabulary_loss": counting}),
+        ("brings_no_loss", {"linear": reference.linear}),
+    ):
+        rk.register_backend(rk.Backend(name, ("cpu",), (torch.float32,), rank=-1, kernels=kernels))
     given, target = drawn()
-    wanted = found(given, target, way="chunked", label_smoothing=smoothing)
-    with torch.no_grad():
-        given[0][target == PAD] = torch.nan
-    loss = module._ChunkedLoss.apply(*given, target, PAD, smoothing, "auto")
-    for value, want in zip([loss.detach(), *torch.autograd.grad(loss, given)], wanted, strict=True):
-        torch.testing.assert_close(value, want)
-    loss = module._ChunkedLoss.apply(*given, torch.full_like(target, PAD), PAD, smoothing, "auto")
-    assert loss.isnan()
-    for gradient in torch.autograd.grad(loss * 0.0, given):
-        assert torch.equal(gradient, torch.zeros_like(gradient))
+    wanted = truth(given, target, 0.1)
+    for backend in ("brings_the_loss", "brings_no_loss"):
+        for value, want in zip(found(given, target, label_smoothing=0.1, backend=backend), wanted, strict=True):
+            torch.testing.assert_close(value.double(), want, rtol=1e-5, atol=1e-6)
+        assert len(calls) == 1
+    with pytest.raises(ValueError, match=r"`backend` must be one of .*; got 'typo'"):
+        vocabulary_loss(*given, target, pad_id=PAD, backend="typo")
 
 
 def test_a_second_backward_pass_is_an_error_and_no_wrong_gradient() -> None:
@@ -169,7 +177,7 @@ def test_no_logits_are_kept_where_gradients_are_wanted() -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_without_gradients_the_loss_is_one_product_a_piece_and_no_more_logits_than_that(smoothing, monkeypatch) -> None:
-    monkeypatch.setattr(module, "PIECE", 4 * VOCABULARY)
+    monkeypatch.setattr(vocabulary, "PIECE", 4 * VOCABULARY)
     given, target = drawn()
     wanted = truth(given, target, smoothing)[0]
     activities = [torch.profiler.ProfilerActivity.CPU]
