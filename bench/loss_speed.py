@@ -1,5 +1,7 @@
 """What does the loss over the vocabulary cost, with its gradients, with the logits in memory and without?
 
+Without: the op `vocabulary_loss` of the reference backend and of the one that `auto` takes.
+
 Times the readout's last product and the cross-entropy of a whole minibatch of a workload, forward and backward, checks
 the gradients against float64 on fewer rows first, and prints medians and peak memory.
 """
@@ -24,6 +26,8 @@ from torch import Tensor
 from weights import Settings
 from workloads import Workload
 
+from rnnsearch_kernels.backends import pick
+
 PAD = 0
 ROWS_CHECKED = 64
 
@@ -47,7 +51,9 @@ def inputs(workload: Workload, rows: int, device: torch.device, dtype: torch.dty
 
 
 def loss_and_gradients(given: list[Tensor], target: Tensor, way: str, smoothing: float) -> list[Tensor]:
-    loss = vocabulary_loss(*given, target, pad_id=PAD, label_smoothing=smoothing, way=way)
+    """``way`` is ``"logits"``, or the backend of the op that keeps none."""
+    options = {"way": way} if way == "logits" else {"way": "chunked", "backend": way}
+    loss = vocabulary_loss(*given, target, pad_id=PAD, label_smoothing=smoothing, **options)
     return [loss.detach(), *torch.autograd.grad(loss, given)]
 
 
@@ -73,7 +79,8 @@ def check(workload: Workload, device: torch.device, dtype: torch.dtype, ways: Se
 def main(given: Sequence[str] | None = None) -> int:
     options, settings, workloads = arguments(given)
     torch.set_num_threads(options.threads)
-    ways = ("logits", "chunked")
+    best = pick("vocabulary_loss", settings.device, torch.float32, True)[0]
+    ways = tuple(dict.fromkeys(("logits", "reference", best.name if best else "reference")))
     dtypes = settings.dtypes if settings.device.type == "cuda" or settings.everything else (torch.float32,)
     for line in header(settings.device, options.threads):
         print(line, flush=True)

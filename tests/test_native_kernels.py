@@ -22,8 +22,8 @@ from torch import Tensor
 
 from rnnsearch_kernels import native, reference
 from rnnsearch_kernels.ops import overload_of
-from rnnsearch_kernels.schema import BY_NAME
-from rnnsearch_kernels.selftest import example
+from rnnsearch_kernels.schema import BY_NAME, Flag
+from rnnsearch_kernels.selftest import SETTINGS, SIZES, example
 
 built = native.extension()
 if built is None:
@@ -31,12 +31,12 @@ if built is None:
 extension = built
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
-OPS = ["linear", "additive_attention", "additive_attention_backward", "decoder_step", "gru_scan"]
+OPS = ["linear", "additive_attention", "additive_attention_backward", "decoder_step", "gru_scan", "vocabulary_loss"]
 # Sizes around the vector widths and the tiles (4 or 16 outputs, 3, 6 or 12 rows), and the paper's.
 SHAPES = [
-    {"N": 1, "B": 1, "S": 1, "H": 3, "A": 1, "M": 2, "I": 1, "O": 1, "T": 1},
-    {"N": 7, "B": 3, "S": 5, "H": 7, "A": 7, "M": 33, "I": 31, "O": 66, "T": 4},
-    {"N": 50, "B": 2, "S": 20, "H": 40, "A": 1000, "M": 200, "I": 500, "O": 67, "T": 2},
+    {"N": 1, "B": 1, "S": 1, "H": 3, "A": 1, "M": 2, "I": 1, "O": 1, "T": 1, "L": 1, "V": 2},
+    {"N": 7, "B": 3, "S": 5, "H": 7, "A": 7, "M": 33, "I": 31, "O": 66, "T": 4, "L": 9, "V": 37},
+    {"N": 50, "B": 2, "S": 20, "H": 40, "A": 1000, "M": 200, "I": 500, "O": 67, "T": 2, "L": 67, "V": 1100},
 ]
 
 
@@ -62,14 +62,14 @@ def variants(name: str) -> Iterator[dict[str, Any]]:
     """With and without everything optional, both conventions, both directions."""
     op = BY_NAME[name]
     optional = [arg.name for arg in op.tensors if arg.optional]
-    flags = [flag.name for flag in op.args if getattr(flag, "kind", None) == "bool"]
+    flags = {arg.name: SETTINGS[arg.kind] for arg in op.args if isinstance(arg, Flag) and arg.size is None}
     for absent in ([], optional) if optional else ([],):
-        for values in itertools.product([False, True], repeat=len(flags)):
+        for values in itertools.product(*flags.values()):
             yield {"absent": absent, "flags": dict(zip(flags, values, strict=True))}
 
 
 def sizes(shape: dict[str, int]) -> dict[str, int]:
-    return {"L": 9, "V": 37, "R": 3, "K": 8, **shape}
+    return {"R": 3, "K": 8, **shape}
 
 
 @each_isa
@@ -110,6 +110,17 @@ def test_bfloat16_weights_times_float32_rows_have_the_error_of_a_float32_product
         truths.append(truth)
     bound = allowed(rms(torch.stack(plain_errors)), torch.stack(truths), torch.float32)
     assert rms(torch.stack(errors)) <= bound
+
+
+@each_isa
+@pytest.mark.parametrize("rows", [300, 1000])
+def test_a_loss_over_several_blocks_strips_and_pieces_has_the_error_of_plain_pytorch(rows: int) -> None:
+    """1,000 rows of 40,000 logits are two pieces."""
+    args = list(example(BY_NAME["vocabulary_loss"], sizes={**SIZES, "N": rows, "V": 40_000, "L": 3}).values())
+    truth = plain("vocabulary_loss", *args, dtype=torch.float64)
+    results, rounded = native_op("vocabulary_loss", *args), plain("vocabulary_loss", *args)
+    for result, plain_result, true in zip(results, rounded, truth, strict=True):
+        assert rms(result.double() - true) <= allowed(rms(plain_result.double() - true), true, result.dtype)
 
 
 @each_isa
@@ -332,7 +343,7 @@ def test_backward_of_attention_stays_within_the_real_positions() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_strides(dtype: torch.dtype) -> None:
     """Column slices and permuted tensors give the bits that their contiguous copies give."""
-    for name in ["linear", "additive_attention", "decoder_step", "gru_scan", "additive_attention_backward"]:
+    for name in OPS:
         args = example(BY_NAME[name], dtype)
         expected = native_op(name, *args.values())
         for view in (slice_of_something_wider, permuted):
@@ -368,6 +379,21 @@ def permuted(tensor: Tensor) -> Tensor:
         ("decoder_step", "memory_gates", torch.zeros(4, 7, 13), r"`memory_gates` must be \(B, S, 3H\) = \(4, 7, 39\)"),
         ("gru_scan", "lengths", torch.tensor([1, 2, 6, 0]), r"`lengths` must lie in 0\.\.T = 0\.\.5; got 6"),
         ("vocabulary_topk", "k", 38, r"`k` must lie in 1\.\.V = 1\.\.37; got 38"),
+        ("vocabulary_loss", "bias", torch.zeros(36), r"`bias` must be \(V,\) = \(37,\), .* got \(36,\)"),
+        (
+            "vocabulary_loss",
+            "target",
+            torch.tensor([0, 1, 2, -1, 37, 0]),
+            r"`target` must lie in -1\.\.V-1 = -1\.\.36; got 37",
+        ),
+        (
+            "vocabulary_loss",
+            "target",
+            torch.tensor([0, 1, 2, -2, 36, 0]),
+            r"`target` must lie in -1\.\.V-1 = -1\.\.36; got -2",
+        ),
+        ("vocabulary_loss", "label_smoothing", 1.5, r"`label_smoothing` must lie in 0\.\.1; got 1\.5"),
+        ("vocabulary_loss", "label_smoothing", float("nan"), r"`label_smoothing` must lie in 0\.\.1; got nan"),
     ],
 )
 def test_a_direct_call_is_checked(name: str, argument: str, wrong: Any, message: str) -> None:

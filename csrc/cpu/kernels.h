@@ -125,6 +125,35 @@ struct TopKArgs {
   Accumulate<S>* sum;      // Σ e^{logit - maximum}
 };
 
+// What one row's cross-entropy is made of.
+template <class S>
+struct LossRow {
+  Accumulate<S> maximum;  // of the logits
+  Accumulate<S> sum;      // Σ e^{logit - maximum}
+  Accumulate<S> target_logit;
+  Accumulate<S> logit_sum;  // Σ logit, where ε is not 0
+};
+
+// One row of logits, and in their place afterwards softmax(logits) - (1 - ε) [v = target] - ε / count.
+template <class S>
+struct LossRowArgs {
+  Accumulate<S>* logits;
+  int64_t count, target;
+  Accumulate<S> label_smoothing;
+  LossRow<S>* result;
+};
+
+// out (columns, rows) = xᵀ, sums (columns) = Σ over the rows, one after the other.
+template <class T>
+struct TransposeArgs {
+  const T* x;
+  int64_t x_stride;
+  int64_t rows, columns;
+  T* out;
+  int64_t out_stride;
+  T* sums;
+};
+
 // Products of few rows with a weight.
 template <class S>
 struct ProductKernels {
@@ -157,6 +186,8 @@ struct KernelTable {
   void (*reset_row)(const GateArgs<S>& args);
   void (*gru_row)(const GateArgs<S>& args);
   void (*top_k)(const TopKArgs<S>& args, TopK<S>& best);
+  void (*loss_row)(const LossRowArgs<S>& args);
+  void (*transpose_and_sum)(const TransposeArgs<T>& args);
   ScanKernels<S> scan;
 };
 

@@ -15,9 +15,10 @@ namespace py = pybind11;
 namespace {
 
 std::vector<std::string> ops() {
-  return {"linear",       "additive_attention", "additive_attention_backward",
-          "decoder_step", "decoder_scan",       "decoder_scan_backward",
-          "gru_scan",     "gru_scan_backward",  "vocabulary_topk"};
+  return {"linear",         "additive_attention", "additive_attention_backward",
+          "decoder_step",   "decoder_scan",       "decoder_scan_backward",
+          "gru_scan",       "gru_scan_backward",  "vocabulary_topk",
+          "vocabulary_loss"};
 }
 
 py::dict build_info() {

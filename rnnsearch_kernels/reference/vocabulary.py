@@ -53,7 +53,8 @@ def vocabulary_loss(
         grad_readout = dlogits weight,   grad_weight = dlogitsᵀ readout,   grad_bias = Σ_n dlogits_n
 
     The three products are the largest of a training. On a CPU they are made in the accumulate dtype; elsewhere in the
-    storage dtype, which GPUs have units for, and pieces are summed in the accumulate dtype.
+    storage dtype, which GPUs have units for. Either way dlogits is rounded to the storage dtype before it is multiplied,
+    and so is a piece's grad_weight before it is added in the accumulate dtype.
     """
     rows = rows_with_target(target)
     if rows is None:
@@ -116,11 +117,11 @@ def _loss_and_gradients(
         if label_smoothing:
             difference -= label_smoothing / len(weight)
         grad_bias.addmv_(difference.t(), (y >= 0).to(accumulate))
-        difference = difference.to(in_products)
+        difference = difference.to(storage).to(in_products)
         torch.mm(difference, weight, out=grad_readout[piece])
-        if in_products == accumulate:
+        if storage == accumulate:
             grad_weight.addmm_(difference.t(), readout[piece])
         else:
-            grad_weight += torch.mm(difference.t(), readout[piece])
+            grad_weight += torch.mm(difference.t(), readout[piece]).to(storage)
         del log_p, difference
     return loss, grad_readout.masked_fill_(without, 0).to(storage), grad_weight, grad_bias

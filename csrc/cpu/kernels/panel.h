@@ -27,7 +27,10 @@ void pack_weight(const PackWeightArgs<S>& args) {
     if (args.transposed) {
       for (int64_t i = args.input_begin; i < args.input_end; ++i) {
         const S* source = args.weight + (i - args.input_begin) * args.stride + from;
-        for (int64_t l = 0; l < take; l += lanes<T>) store(panel + i * width + l, load(source + l, take - l), take - l);
+        for (int64_t l = 0; l < take; l += lanes<T>) {
+          __builtin_prefetch(source + depth * args.stride + l, 0, 2);
+          store(panel + i * width + l, load(source + l, take - l), take - l);
+        }
       }
     } else {
       for (int64_t i = args.input_begin; i < args.input_end; i += depth) {
@@ -54,17 +57,18 @@ struct OneByOne {
   static INLINE Vec<T> add(Vec<T> total, Vec<T> x, Vec<T> weight) { return total + x * weight; }
 };
 
-// Adds the products with `inputs` inputs to `first`, `first_stride` from row to row, or to zeros where that is null.
-// Meanwhile the weights from `ahead` on are brought into the second-level cache, `share` numbers with each input.
+// y = bias + the products with `inputs` inputs, or y += them where `on_top`: a long sum is made of shorter ones. Where
+// `bias` is null it counts 0. Meanwhile the weights from `ahead` on are brought into the second-level cache, `share`
+// numbers with each input.
 template <class T, class Product, int rows>
-INLINE void panel_tile(const PanelArgs<T>& args, const T* x, const T* panel, int64_t inputs, const T* first,
-                       int64_t first_stride, T* y, int64_t outputs, const T* ahead, int64_t share) {
+INLINE void panel_tile(const PanelArgs<T>& args, const T* x, const T* panel, int64_t inputs, const T* bias, bool on_top,
+                       T* y, int64_t outputs, const T* ahead, int64_t share) {
   constexpr int n = lanes<T>, width = kPanelVectors * n;
   Vec<T> total[rows][kPanelVectors] = {};
   for (int v = 0; v < kPanelVectors; ++v) {
     const int64_t left = outputs - v * n;
-    if (first == nullptr || left <= 0) break;
-    for (int r = 0; r < rows; ++r) total[r][v] = load(first + r * first_stride + v * n, left);
+    if (bias == nullptr || left <= 0) break;
+    for (int r = 0; r < rows; ++r) total[r][v] = load(bias + v * n, left);
   }
   for (int64_t i = 0; i < inputs; ++i) {
     __builtin_prefetch(ahead + i * share, 0, 2);
@@ -78,7 +82,10 @@ INLINE void panel_tile(const PanelArgs<T>& args, const T* x, const T* panel, int
   for (int v = 0; v < kPanelVectors; ++v) {
     const int64_t left = outputs - v * n;
     if (left <= 0) break;
-    for (int r = 0; r < rows; ++r) store(y + r * args.y_stride + v * n, total[r][v], left);
+    for (int r = 0; r < rows; ++r) {
+      T* out = y + r * args.y_stride + v * n;
+      store(out, on_top ? load(out, left) + total[r][v] : total[r][v], left);
+    }
   }
 }
 
@@ -100,11 +107,11 @@ void panels(const PanelArgs<T>& args) {
       // As even as whole rows allow.
       const int64_t take = args.rows / tiles + (tile < args.rows % tiles);
       T* y = args.y + r * args.y_stride + p * width;
-      const T* first = on_top ? y : args.bias == nullptr ? nullptr : args.bias + p * width;
+      const T* bias = on_top || args.bias == nullptr ? nullptr : args.bias + p * width;
       choose<kPanelRows>(take, [&](auto rows) {
-        panel_tile<T, Product, decltype(rows)::value>(args, args.x + r * args.x_stride + begin, panel, inputs, first,
-                                                      on_top ? args.y_stride : 0, y, args.O - p * width,
-                                                      next + tile * inputs * share, share);
+        panel_tile<T, Product, decltype(rows)::value>(args, args.x + r * args.x_stride + begin, panel, inputs, bias,
+                                                      on_top, y, args.O - p * width, next + tile * inputs * share,
+                                                      share);
       });
       r += take;
     }

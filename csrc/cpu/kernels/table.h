@@ -4,6 +4,7 @@
 #include "attention.h"
 #include "gates.h"
 #include "linear.h"
+#include "loss.h"
 #include "panel.h"
 #include "scan.h"
 #include "topk.h"
@@ -26,6 +27,8 @@ constexpr KernelTable<S> table() {
           reset_row<S>,
           gru_row<S>,
           top_k<S>,
+          loss_row<S>,
+          transpose_and_sum<T>,
           {kPanelVectors * lanes<T>,
            {pack_weight<S>, panels<T>, nullptr},
            prepare_keys<S>,
