@@ -32,7 +32,9 @@ void loss_row(const LossRowArgs<S>& args) {
   const T maximum = largest<T>(larger<T>(larger<T>(most[0], most[1]), larger<T>(most[2], most[3])));
   const T target_logit = x[args.target];
   if (args.label_smoothing != 0) each(0, [&](int c, int64_t, Vec<T> v, int64_t) { logits[c] += v; });
+  // Meanwhile the next row, which lies behind this one, is brought into the second-level cache.
   each(lowest, [&](int c, int64_t i, Vec<T> v, int64_t left) {
+    __builtin_prefetch(x + args.count + i, 0, 2);
     const Vec<T> e = exp<T>(v - maximum);
     exponentials[c] += e;
     store(x + i, e, left);

@@ -13,8 +13,9 @@ namespace {
 
 // Logits of a piece, 128 MB in float32. Every piece reads and writes the whole weight gradient.
 constexpr int64_t kPiece = 1 << 25;
-// Tokens that meet all rows of a piece before the next ones in grad_readout's product.
-constexpr int64_t kBlock = 512;
+// Tokens that meet all rows of a piece before the next ones in grad_readout's product, and those after which
+// grad_weight's takes its turn: 13 MB of a piece of 1,118 rows, and strips enough for 16 threads.
+constexpr int64_t kBlock = 512, kSpan = 3072;
 // Tokens that go through grad_weight's product together: they stay in the second-level cache with all rows of a piece;
 // beside few rows it is their gradients that take the time, and few of those are written in longer runs.
 int64_t strip_of(int64_t rows) { return rows < 256 ? 48 : 192; }
@@ -50,8 +51,7 @@ class VocabularyLoss {
       if (has_units()) {
         multiply_with_units(logits.data(), rows_part(x, begin, rows), rows_part(grad_x, begin, rows), piece > 0);
       } else {
-        multiply_into_readout(logits.data(), rows, pointer<S>(grad_x) + begin * L_);
-        multiply_into_weight(logits.data(), from, rows, piece > 0);
+        multiply(logits.data(), from, rows, pointer<S>(grad_x) + begin * L_, piece > 0);
       }
     }
     return loss;
@@ -74,34 +74,43 @@ class VocabularyLoss {
     return loss;
   }
 
-  // grad_x = difference weight, block after block of the vocabulary.
-  void multiply_into_readout(const T* difference, int64_t rows, S* grad_x) const {
+  // grad_x = difference weight, grad_weight (+)= differenceᵀ x, grad_bias += Σ_n difference_n: a span of the vocabulary
+  // goes through both products while the cache holds it.
+  void multiply(const T* difference, const S* x, int64_t rows, S* grad_x, bool on_top) const {
     const Unrounded<S> result(grad_x, rows * L_);
-    for (int64_t v = 0; v < V_; v += kBlock) {
-      const int64_t inputs = std::min(kBlock, V_ - v);
-      PackedWeight<S> block(L_, inputs);
-      block.inputs({weight_.data + v * weight_.stride, weight_.stride}, 0, inputs);
-      parallel(rows, L_ * inputs, [&](int64_t begin, int64_t end) {
-        const T* from = difference + begin * V_ + v;
-        T* to = result.data() + begin * L_;
-        if (v == 0)
-          block.product(from, V_, end - begin, nullptr, to, L_);
-        else
-          block.add_product(from, V_, end - begin, to, L_);
-      });
+    PackedWeight<S> inputs(L_, rows);
+    inputs.inputs({x, L_}, 0, rows);
+    for (int64_t v = 0; v < V_; v += kSpan) {
+      const int64_t end = std::min(v + kSpan, V_);
+      for (int64_t block = v; block < end; block += kBlock)
+        multiply_into_readout(difference, block, std::min(kBlock, end - block), rows, result.data());
+      multiply_into_weight(difference, v, end, inputs, rows, on_top);
     }
     result.store();
   }
 
-  // grad_weight (+)= differenceᵀ x, strip after strip of the vocabulary; grad_bias += Σ_n difference_n.
-  void multiply_into_weight(const T* difference, const S* x, int64_t rows, bool on_top) const {
-    PackedWeight<S> inputs(L_, rows);
-    inputs.inputs({x, L_}, 0, rows);
+  // The share of tokens [v, v + inputs).
+  void multiply_into_readout(const T* difference, int64_t v, int64_t inputs, int64_t rows, T* grad_x) const {
+    PackedWeight<S> block(L_, inputs);
+    block.inputs({weight_.data + v * weight_.stride, weight_.stride}, 0, inputs);
+    parallel(rows, L_ * inputs, [&](int64_t begin, int64_t end) {
+      const T* from = difference + begin * V_ + v;
+      T* to = grad_x + begin * L_;
+      if (v == 0)
+        block.product(from, V_, end - begin, nullptr, to, L_);
+      else
+        block.add_product(from, V_, end - begin, to, L_);
+    });
+  }
+
+  // Tokens [begin, end), strip after strip.
+  void multiply_into_weight(const T* difference, int64_t begin, int64_t end, const PackedWeight<S>& inputs,
+                            int64_t rows, bool on_top) const {
     const int64_t strip = strip_of(rows);
-    parallel(blocks(V_, strip), strip * L_ * rows, [&](int64_t from, int64_t to) {
+    parallel(blocks(end - begin, strip), strip * L_ * rows, [&](int64_t from, int64_t to) {
       const Scratch<T> turned(strip * rows), sums(strip);
-      for (int64_t v = from * strip; v < std::min(to * strip, V_); v += strip) {
-        const int64_t outputs = std::min(strip, V_ - v);
+      for (int64_t v = begin + from * strip; v < std::min(begin + to * strip, end); v += strip) {
+        const int64_t outputs = std::min(strip, end - v);
         kernels<S>().transpose_and_sum({difference + v, V_, rows, outputs, turned.data(), rows, sums.data()});
         for (int64_t i = 0; i < outputs; ++i) grad_bias_[v + i] += sums.data()[i];
         if (on_top)
