@@ -53,8 +53,8 @@ def vocabulary_loss(
         grad_readout = dlogits weight,   grad_weight = dlogitsᵀ readout,   grad_bias = Σ_n dlogits_n
 
     The three products are the largest of a training. On a CPU they are made in the accumulate dtype; elsewhere in the
-    storage dtype, which GPUs have units for. Either way dlogits is rounded to the storage dtype before it is multiplied,
-    and so is a piece's grad_weight before it is added in the accumulate dtype.
+    storage dtype, which GPUs have units for. Either way dlogits is rounded to the storage dtype before it is
+    multiplied, and so is a piece's grad_weight before it is added in the accumulate dtype.
     """
     rows = rows_with_target(target)
     if rows is None:
