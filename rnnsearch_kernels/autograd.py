@@ -194,13 +194,13 @@ def _vocabulary_loss(_: None) -> Formula:
     """The op has computed its gradients; what is left is their product with the loss's own, in place.
 
     That is a mean's 1 / N and a loss scale in one: 1 / N alone may be too small for float16. Going back a second time
-    would multiply twice, and is an error.
+    would multiply twice, and is an error: autograd's own check does not see it where saved tensors are packed.
     """
 
     def setup(ctx: Any, inputs: Any, output: Any) -> None:
         _, *grads = output
         _, weight, bias, _, _ = inputs
-        ctx.dtype, ctx.has_bias = weight.dtype, bias is not None
+        ctx.dtype, ctx.has_bias, ctx.spent = weight.dtype, bias is not None, False
         ctx.mark_non_differentiable(*grads)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*grads)
@@ -208,6 +208,9 @@ def _vocabulary_loss(_: None) -> Formula:
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return None, None, None, None, None
+        if ctx.spent:
+            raise RuntimeError("rnnsearch::vocabulary_loss: one backward pass goes through it, and this is another")
+        ctx.spent = True
         needs = (*ctx.needs_input_grad[:2], ctx.has_bias and ctx.needs_input_grad[2])
         with torch.no_grad():
             found = [

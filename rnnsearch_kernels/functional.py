@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backends import AUTO, choose
+from .backends import AUTO, choose, pick
 from .checks import Plan, padding_mask
 from .ops import AUTOCAST_DEVICES, PLANS, cast_for_autocast
 from .reference.dtypes import accumulate_dtype
@@ -361,7 +361,7 @@ def vocabulary_loss(
             of range, or the backend cannot run it; a second backward pass, or a second derivative.
     """
     args = (readout, weight, bias, target, label_smoothing)
-    if _differentiable(args):
+    if _differentiable(args) or torch.compiler.is_compiling():  # a graph would hold so many pieces as N asks for
         return _call("vocabulary_loss", backend, args)[0]
     return _loss_alone(args, backend)
 
@@ -378,7 +378,9 @@ def _loss_alone(args: Sequence[Any], backend: str) -> Tensor:
     rows = rows_with_target(target)
     if rows is not None:
         readout, target = readout.index_select(0, rows), target.index_select(0, rows)
-    product = partial(linear, backend=backend) if weight.device.type == "cpu" else torch.nn.functional.linear
+    brings_linear, _ = pick("linear", weight.device, weight.dtype, False, backend)
+    of_backend = partial(linear, backend=AUTO if brings_linear is None else backend)
+    product = of_backend if weight.device.type == "cpu" else torch.nn.functional.linear
     loss = torch.zeros((), dtype=accumulate_dtype(weight.dtype), device=weight.device)
     for piece, log_p in pieces_of_log_probs(readout, weight, bias, product):
         loss += summed_loss(log_p, target[piece], label_smoothing)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import rnnsearch_kernels as rk
-from rnnsearch_kernels import native
+from rnnsearch_kernels import backends, native
 from rnnsearch_kernels.selftest import devices, runs_on
 
 POISON = "RNNSEARCH_TEST_POISON"
@@ -85,3 +85,10 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     extension.select_isa(request.param)
     yield request.param
     extension.select_isa(before)
+
+
+@pytest.fixture
+def own_backends(monkeypatch):
+    """What the test registers is forgotten after it. The dispatcher keeps its overloads: every name is used once."""
+    monkeypatch.setattr(backends, "_backends", dict(backends._backends))
+    monkeypatch.setattr(backends, "_chosen", {})

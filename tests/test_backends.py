@@ -39,10 +39,7 @@ def somebody_elses(name: str, rank: int, **options) -> rk.Backend:
 
 
 @pytest.fixture(autouse=True)
-def leaves_no_trace(monkeypatch):
-    """What a test registers is forgotten after it. The dispatcher keeps its overloads: each test has its own name."""
-    monkeypatch.setattr(house, "_backends", dict(house._backends))
-    monkeypatch.setattr(house, "_chosen", {})
+def leaves_no_trace(own_backends):
     CALLS.clear()
 
 

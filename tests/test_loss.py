@@ -132,7 +132,7 @@ def test_no_real_token_is_no_gradient(way) -> None:
         assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
-def test_the_op_is_that_of_the_backend_named_or_of_auto_where_that_has_none() -> None:
+def test_the_op_is_that_of_the_backend_named_or_of_auto_where_that_has_none(own_backends) -> None:
     """A model is given the backend that is to run its scans."""
     calls = []
 
@@ -151,15 +151,27 @@ def test_the_op_is_that_of_the_backend_named_or_of_auto_where_that_has_none() ->
         for value, want in zip(found(given, target, label_smoothing=0.1, backend=backend), wanted, strict=True):
             torch.testing.assert_close(value.double(), want, rtol=1e-5, atol=1e-6)
         assert len(calls) == 1
+        with torch.no_grad():
+            alone = vocabulary_loss(*given, target, pad_id=PAD, label_smoothing=0.1, backend=backend)
+        torch.testing.assert_close(alone.double(), wanted[0], rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match=r"`backend` must be one of .*; got 'typo'"):
         vocabulary_loss(*given, target, pad_id=PAD, backend="typo")
+
+
+def test_the_mean_is_over_the_rows_that_are_summed() -> None:
+    """-1 is no token whatever the padding is."""
+    given, target = drawn()
+    target = target.masked_fill(target == PAD, -1)
+    truth_, *_ = truth(given, target.masked_fill(target < 0, PAD), 0.1)
+    found_ = vocabulary_loss(*given, target, pad_id=PAD, label_smoothing=0.1, way="chunked")
+    torch.testing.assert_close(found_.double(), truth_, rtol=1e-5, atol=1e-6)
 
 
 def test_a_second_backward_pass_is_an_error_and_no_wrong_gradient() -> None:
     given, target = drawn()
     loss = vocabulary_loss(*given, target, pad_id=PAD, way="chunked")
     torch.autograd.grad(loss, given, retain_graph=True)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation|one backward pass goes through it"):
         torch.autograd.grad(loss, given)
 
 

@@ -113,7 +113,7 @@ def test_a_target_out_of_range_is_named_where_gradients_are_wanted_too(op, backe
         rk.vocabulary_loss(**args, backend=backend)
 
 
-def test_a_backend_without_the_op_says_so_whether_or_not_a_gradient_is_wanted():
+def test_a_backend_without_the_op_says_so_whether_or_not_a_gradient_is_wanted(own_backends):
     rk.register_backend(
         rk.Backend("has_linear_alone", ("cpu",), (torch.float32,), rank=-1, kernels={"linear": reference.linear})
     )
@@ -149,7 +149,12 @@ def test_a_second_backward_pass_is_an_error_and_no_wrong_gradient(op, backend, d
     leaves = [args[name].requires_grad_() for name in NAMES]
     loss = rk.vocabulary_loss(**args, backend=backend)
     torch.autograd.grad(loss, leaves, retain_graph=True)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation|one backward pass goes through it"):
+        torch.autograd.grad(loss, leaves)
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: value, lambda value: value):
+        loss = rk.vocabulary_loss(**args, backend=backend)
+    torch.autograd.grad(loss, leaves, retain_graph=True)
+    with pytest.raises(RuntimeError, match="one backward pass goes through it"):
         torch.autograd.grad(loss, leaves)
 
 
@@ -203,6 +208,27 @@ def test_it_compiles_in_one_graph(op, backend, device, wants):
     compiled = torch.compile(rk.vocabulary_loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(**args, backend=backend), rk.vocabulary_loss(**args, backend=backend))
     torch._dynamo.reset()
+
+
+class Loss(nn.Module):
+    def forward(self, readout, weight, bias, target):
+        return rk.vocabulary_loss(readout, weight, bias, target, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("wants", [False, True], ids=["alone", "with gradients"])
+def test_an_exported_loss_takes_any_number_of_rows_and_decomposes(wants):
+    args = arguments(N=6)
+    tensors = tuple(args[name].requires_grad_(wants) for name in NAMES)
+    rows = torch.export.Dim("N", min=2)
+    with torch.set_grad_enabled(wants):
+        exported = torch.export.export(
+            Loss(), (*tensors, args["target"]), dynamic_shapes=({0: rows}, None, None, {0: rows})
+        )
+    exported = exported.run_decompositions(rk.decompositions())
+    assert not any("rnnsearch" in str(node.target) for node in exported.graph.nodes)
+    more = arguments(N=11)
+    given = (*(more[name] for name in NAMES), more["target"])
+    torch.testing.assert_close(exported.module()(*given), truth(more)[0].float(), **SAME_FLOAT32)
 
 
 @pytest.mark.parametrize("counted", [True, False], ids=["on a CPU", "where rows cannot be counted"])

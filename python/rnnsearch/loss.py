@@ -79,21 +79,21 @@ def vocabulary_loss(
     differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (readout, weight, bias))
     if way == "auto":
         way = "logits" if differentiable and not weight.requires_grad else "chunked"
-    real = target != pad_id
     if way == "logits":
         if target.device.type == "cpu":  # elsewhere their number would have to be waited for
-            rows = real.nonzero().squeeze(1)
+            rows = (target != pad_id).nonzero().squeeze(1)
             if len(rows) < len(target):
                 readout, target = readout.index_select(0, rows), target.index_select(0, rows)
         return sequence_loss(F.linear(readout, weight, bias), target, pad_id, label_smoothing)
+    target = target.masked_fill(target == pad_id, -1)
     has_it = [found.name for found in rnnsearch_kernels.list_backends() if "vocabulary_loss" in found.ops]
     loss = rnnsearch_kernels.vocabulary_loss(
         readout,
         weight,
         bias,
-        target.masked_fill(~real, -1),
+        target,
         label_smoothing=label_smoothing,
         backend=backend if backend in has_it else "auto",
     )
-    count = real.sum()
+    count = (target >= 0).sum()
     return torch.where(count > 0, loss / count.clamp(min=1), torch.nan)

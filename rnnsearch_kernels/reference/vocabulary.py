@@ -56,6 +56,8 @@ def vocabulary_loss(
     storage dtype, which GPUs have units for. Either way dlogits is rounded to the storage dtype before it is
     multiplied, and so is a piece's grad_weight before it is added in the accumulate dtype.
     """
+    if torch.compiler.is_compiling():
+        return _at_once(readout, weight, bias, target, label_smoothing)
     rows = rows_with_target(target)
     if rows is None:
         return _loss_and_gradients(readout, weight, bias, target, label_smoothing)
@@ -67,8 +69,8 @@ def vocabulary_loss(
 
 
 def rows_with_target(target: Tensor) -> Tensor | None:
-    """Which they are; None for all, and where their number would have to be waited for or is being traced."""
-    if target.device.type != "cpu" or torch.compiler.is_compiling():
+    """Which they are; None for all, and where their number would have to be waited for."""
+    if target.device.type != "cpu":
         return None
     rows = (target >= 0).nonzero().squeeze(1)
     return None if len(rows) == len(target) else rows
@@ -92,8 +94,22 @@ def summed_loss(log_p: Tensor, target: Tensor, label_smoothing: float) -> Tensor
     """Over the rows with a target."""
     wrong = (label_smoothing - 1) * log_p.gather(1, target.clamp(min=0).unsqueeze(1)).squeeze(1)
     if label_smoothing:
-        wrong -= label_smoothing * log_p.mean(1)
+        wrong = wrong - label_smoothing * log_p.mean(1)
     return torch.where(target >= 0, wrong, 0.0).sum()
+
+
+def _at_once(
+    readout: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, label_smoothing: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """In one piece and in nothing's place: what a graph of plain operations can hold."""
+    accumulate, without = accumulate_dtype(weight.dtype), (target < 0).unsqueeze(1)
+    wide, x = weight.to(accumulate), readout.masked_fill(without, 0).to(accumulate)
+    log_p = torch.log_softmax(linear(x, weight, bias), 1)
+    wanted = torch.nn.functional.one_hot(target.clamp(min=0), len(weight))
+    dlogits = log_p.exp() - (1 - label_smoothing) * wanted - label_smoothing / len(weight)
+    dlogits = dlogits.masked_fill(without, 0).to(weight.dtype).to(accumulate)
+    loss = summed_loss(log_p, target, label_smoothing)
+    return loss, (dlogits @ wide).to(readout.dtype), dlogits.t() @ x, dlogits.sum(0)
 
 
 def _loss_and_gradients(

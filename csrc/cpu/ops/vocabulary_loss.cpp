@@ -1,6 +1,6 @@
 // vocabulary_loss: Σ_n of the cross-entropy of softmax(weight readout_n + bias) with a smoothed target, and its
 // gradients. The logits of so many rows at a time become the loss's derivative in place, and two products go on from
-// there. No result depends on how many threads there are.
+// there. No result depends on how many threads there are, but for what the library's products make of it.
 #include <algorithm>
 #include <cmath>
 #include <vector>
