@@ -3,7 +3,8 @@
 Without: the op `vocabulary_loss` of the reference backend and of the one that `auto` takes.
 
 Times the readout's last product and the cross-entropy of a whole minibatch of a workload, forward and backward, checks
-the gradients against float64 on fewer rows first, and prints medians and peak memory.
+the gradients against float64 on fewer rows first, and prints medians and peak memory. Freed memory stays with the
+process, as `rnnsearch train` has it: otherwise who comes after another way pays for what that gave back.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from command import command_line, run, settled
 from machine import header
 from report import Row, write_json
+from rnnsearch.freed_memory import keep_freed_memory
 from rnnsearch.loss import vocabulary_loss
 from timing import NOISY, NoiseProbe, interleaved, peak_mb
 from torch import Tensor
@@ -79,6 +81,7 @@ def check(workload: Workload, device: torch.device, dtype: torch.dtype, ways: Se
 def main(given: Sequence[str] | None = None) -> int:
     options, settings, workloads = arguments(given)
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     best = pick("vocabulary_loss", settings.device, torch.float32, True)[0]
     ways = tuple(dict.fromkeys(("logits", "reference", best.name if best else "reference")))
     dtypes = settings.dtypes if settings.device.type == "cuda" or settings.everything else (torch.float32,)

@@ -9,18 +9,10 @@ import torch
 from conftest import implementations
 
 import rnnsearch_kernels as rk
-from rnnsearch_kernels.schema import BY_NAME, MASK, Arg
+from rnnsearch_kernels.schema import BY_NAME, MASK, OPS, Arg
 from rnnsearch_kernels.selftest import INFERENCE_ONLY, SIZES, example
 
-FUNCTIONS = (
-    "linear",
-    "additive_attention",
-    "decoder_step",
-    "decoder_scan",
-    "gru_scan",
-    "vocabulary_loss",
-    "vocabulary_topk",
-)
+FUNCTIONS = tuple(op.name for op in OPS if not op.name.endswith("_backward"))
 IMPLEMENTATIONS = implementations(*FUNCTIONS)
 
 

@@ -11,8 +11,9 @@ import torch
 from conftest import implementations
 from torch import nn
 
+from rnnsearch_kernels.autograd import BACKWARD
 from rnnsearch_kernels.ops import overload_of
-from rnnsearch_kernels.schema import BY_NAME
+from rnnsearch_kernels.schema import BY_NAME, OPS
 from rnnsearch_kernels.selftest import (
     SIZES,
     differentiable_arguments,
@@ -22,16 +23,8 @@ from rnnsearch_kernels.selftest import (
     widen,
 )
 
-FORWARD = (
-    "linear",
-    "additive_attention",
-    "decoder_step",
-    "decoder_scan",
-    "gru_scan",
-    "vocabulary_loss",
-    "vocabulary_topk",
-)
-DIFFERENTIABLE = FORWARD[:-1]
+FORWARD = tuple(op.name for op in OPS if not op.name.endswith("_backward"))
+DIFFERENTIABLE = tuple(BACKWARD)
 KEEPS_GATES = ("decoder_step", "decoder_scan", "gru_scan")
 # gradcheck goes back through one graph more than once.
 MORE_THAN_ONCE = tuple(op for op in DIFFERENTIABLE if op != "vocabulary_loss")
