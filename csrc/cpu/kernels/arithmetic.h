@@ -208,6 +208,25 @@ INLINE T largest(Vec<T> v) {
   return fold_down<T, Maximum, lanes<T>>(v)[0];
 }
 
+// A square of vectors: the numbers' places, row and column one after the other, are rotated by a bit until each of the
+// two stands where the other was.
+template <class T>
+INLINE void turn(Vec<T> (&v)[lanes<T>]) {
+  constexpr int n = lanes<T>;
+  using Lanes = MakeLanes<n>;
+  RNNSEARCH_UNROLL
+  for (int bit = 1; bit < n; bit *= 2) {
+    Vec<T> turned[n];
+    RNNSEARCH_UNROLL
+    for (int i = 0; i < n; i += 2) {
+      turned[i / 2] = Lanes::template halves<T, 2, 0>(v[i], v[i + 1]);
+      turned[(i + n) / 2] = Lanes::template halves<T, 2, 1>(v[i], v[i + 1]);
+    }
+    RNNSEARCH_UNROLL
+    for (int i = 0; i < n; ++i) v[i] = turned[i];
+  }
+}
+
 // A count known at run time, 1 to `most`, as one known to the compiler: f(Count<count>{}).
 template <int n>
 struct Count {

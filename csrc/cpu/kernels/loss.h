@@ -46,25 +46,6 @@ void loss_row(const LossRowArgs<S>& args) {
   *args.result = {maximum, total, target_logit, all(logits)};
 }
 
-// A square of vectors: the numbers' places, row and column one after the other, are rotated by a bit until each of the
-// two stands where the other was.
-template <class T>
-INLINE void turn(Vec<T> (&v)[lanes<T>]) {
-  constexpr int n = lanes<T>;
-  using Lanes = MakeLanes<n>;
-  RNNSEARCH_UNROLL
-  for (int bit = 1; bit < n; bit *= 2) {
-    Vec<T> turned[n];
-    RNNSEARCH_UNROLL
-    for (int i = 0; i < n; i += 2) {
-      turned[i / 2] = Lanes::template halves<T, 2, 0>(v[i], v[i + 1]);
-      turned[(i + n) / 2] = Lanes::template halves<T, 2, 1>(v[i], v[i + 1]);
-    }
-    RNNSEARCH_UNROLL
-    for (int i = 0; i < n; ++i) v[i] = turned[i];
-  }
-}
-
 template <class T>
 void transpose_and_sum(const TransposeArgs<T>& args) {
   constexpr int n = lanes<T>;

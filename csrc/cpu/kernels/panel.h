@@ -19,7 +19,7 @@ template <class S>
 void pack_weight(const PackWeightArgs<S>& args) {
   using T = Accumulate<S>;
   constexpr int64_t width = kPanelVectors * lanes<T>;
-  constexpr int64_t depth = 16;  // inputs that stay in the first-level cache while all outputs of a panel pass
+  constexpr int n = lanes<T>;
   for (int64_t o = args.begin; o < args.end;) {
     const int64_t lane = o % width, take = args.end - o < width - lane ? args.end - o : width - lane;
     T* panel = args.packed + o / width * args.I * width + lane;
@@ -27,24 +27,27 @@ void pack_weight(const PackWeightArgs<S>& args) {
     if (args.transposed) {
       for (int64_t i = args.input_begin; i < args.input_end; ++i) {
         const S* source = args.weight + (i - args.input_begin) * args.stride + from;
-        for (int64_t l = 0; l < take; l += lanes<T>) {
-          __builtin_prefetch(source + depth * args.stride + l, 0, 2);
-          store(panel + i * width + l, load(source + l, take - l), take - l);
-        }
+        for (int64_t l = 0; l < take; l += n) store(panel + i * width + l, load(source + l, take - l), take - l);
       }
     } else {
-      for (int64_t i = args.input_begin; i < args.input_end; i += depth) {
-        const int64_t deep = args.input_end - i < depth ? args.input_end - i : depth;
-        for (int64_t l = 0; l < take; ++l) {
+      for (int64_t i = args.input_begin; i < args.input_end; i += n)
+        for (int64_t l = 0; l < take; l += n) {
           const S* source = args.weight + (from + l) * args.stride + (i - args.input_begin);
           T* target = panel + i * width + l;
-          if (deep == depth) {
-            for (int64_t d = 0; d < depth; ++d) target[d * width] = scalar(source[d]);
+          const int64_t outputs = take - l, inputs = args.input_end - i;
+          Vec<T> v[n] = {};
+          if (outputs >= n && inputs >= n) {
+            RNNSEARCH_UNROLL
+            for (int k = 0; k < n; ++k) v[k] = load(source + k * args.stride);
+            turn<T>(v);
+            RNNSEARCH_UNROLL
+            for (int k = 0; k < n; ++k) store(target + k * width, v[k]);
           } else {
-            for (int64_t d = 0; d < deep; ++d) target[d * width] = scalar(source[d]);
+            for (int k = 0; k < n && k < outputs; ++k) v[k] = load(source + k * args.stride, inputs);
+            turn<T>(v);
+            for (int k = 0; k < n && k < inputs; ++k) store(target + k * width, v[k], outputs);
           }
         }
-      }
     }
     o += take;
   }
@@ -58,35 +61,44 @@ struct OneByOne {
 };
 
 // y = bias + the products with `inputs` inputs, or y += them where `on_top`: a long sum is made of shorter ones. Where
-// `bias` is null it counts 0. Meanwhile the weights from `ahead` on are brought into the second-level cache, `share`
-// numbers with each input.
-template <class T, class Product, int rows>
+// `bias` is null it counts 0. `whole` panels have all their outputs. Meanwhile the weights from `ahead` on are brought
+// into the second-level cache, `share` numbers with each input.
+template <class T, class Product, int rows, bool whole>
 INLINE void panel_tile(const PanelArgs<T>& args, const T* x, const T* panel, int64_t inputs, const T* bias, bool on_top,
                        T* y, int64_t outputs, const T* ahead, int64_t share) {
   constexpr int n = lanes<T>, width = kPanelVectors * n;
-  Vec<T> total[rows][kPanelVectors] = {};
+  const int64_t x_stride = args.x_stride, y_stride = args.y_stride;
+  const auto left = [&](int v) { return whole ? n : outputs - v * n; };
+  Vec<T> total[rows][kPanelVectors];
+  RNNSEARCH_UNROLL
   for (int v = 0; v < kPanelVectors; ++v) {
-    const int64_t left = outputs - v * n;
-    if (bias == nullptr || left <= 0) break;
-    for (int r = 0; r < rows; ++r) total[r][v] = load(bias + v * n, left);
+    Vec<T> start = {};
+    if (bias != nullptr && left(v) > 0) start = load(bias + v * n, left(v));
+    RNNSEARCH_UNROLL
+    for (int r = 0; r < rows; ++r) total[r][v] = start;
   }
   for (int64_t i = 0; i < inputs; ++i) {
     __builtin_prefetch(ahead + i * share, 0, 2);
     Vec<T> w[kPanelVectors];
+    RNNSEARCH_UNROLL
     for (int v = 0; v < kPanelVectors; ++v) w[v] = load(panel + i * width + v * n);
+    RNNSEARCH_UNROLL
     for (int r = 0; r < rows; ++r) {
-      const Vec<T> input = Product::slot(x + r * args.x_stride + i);
+      const Vec<T> input = Product::slot(x + r * x_stride + i);
+      RNNSEARCH_UNROLL
       for (int v = 0; v < kPanelVectors; ++v) total[r][v] = Product::add(total[r][v], input, w[v]);
     }
   }
-  for (int v = 0; v < kPanelVectors; ++v) {
-    const int64_t left = outputs - v * n;
-    if (left <= 0) break;
-    for (int r = 0; r < rows; ++r) {
-      T* out = y + r * args.y_stride + v * n;
-      store(out, on_top ? load(out, left) + total[r][v] : total[r][v], left);
+  const auto each = [&](const auto& f) {
+    RNNSEARCH_UNROLL
+    for (int v = 0; v < kPanelVectors; ++v) {
+      if (left(v) <= 0) break;
+      RNNSEARCH_UNROLL
+      for (int r = 0; r < rows; ++r) f(total[r][v], y + r * y_stride + v * n, left(v));
     }
-  }
+  };
+  if (on_top) each([](Vec<T>& sum, const T* out, int64_t count) { sum = load(out, count) + sum; });
+  each([](const Vec<T>& sum, T* out, int64_t count) { store(out, sum, count); });
 }
 
 template <class T, class Product = OneByOne<T>>
@@ -109,9 +121,15 @@ void panels(const PanelArgs<T>& args) {
       T* y = args.y + r * args.y_stride + p * width;
       const T* bias = on_top || args.bias == nullptr ? nullptr : args.bias + p * width;
       choose<kPanelRows>(take, [&](auto rows) {
-        panel_tile<T, Product, decltype(rows)::value>(args, args.x + r * args.x_stride + begin, panel, inputs, bias,
-                                                      on_top, y, args.O - p * width, next + tile * inputs * share,
-                                                      share);
+        const auto tile_of = [&](auto whole) {
+          panel_tile<T, Product, decltype(rows)::value, decltype(whole)::value>(
+              args, args.x + r * args.x_stride + begin, panel, inputs, bias, on_top, y, args.O - p * width,
+              next + tile * inputs * share, share);
+        };
+        if (args.O - p * width >= width)
+          tile_of(Count<1>());
+        else
+          tile_of(Count<0>());
       });
       r += take;
     }

@@ -13,9 +13,10 @@ namespace {
 
 // Logits of a piece, 128 MB in float32. Every piece reads and writes the whole weight gradient.
 constexpr int64_t kPiece = 1 << 25;
-// Tokens that meet all rows of a piece before the next ones in grad_readout's product, and those after which
-// grad_weight's takes its turn: 13 MB of a piece of 1,118 rows, and strips enough for 16 threads.
-constexpr int64_t kBlock = 512, kSpan = 3072;
+// Tokens that so many rows of a piece meet before the next ones in grad_readout's product, while both and the rows'
+// sums stay in the second-level cache; and those after which grad_weight's takes its turn: 13 MB of a piece of 1,118
+// rows, and strips enough for 16 threads.
+constexpr int64_t kBlock = 512, kRows = 192, kSpan = 3072;
 // Tokens that go through grad_weight's product together: they stay in the second-level cache with all rows of a piece;
 // beside few rows it is their gradients that take the time, and few of those are written in longer runs.
 int64_t strip_of(int64_t rows) { return rows < 256 ? 48 : 192; }
@@ -82,24 +83,30 @@ class VocabularyLoss {
     inputs.inputs({x, L_}, 0, rows);
     for (int64_t v = 0; v < V_; v += kSpan) {
       const int64_t end = std::min(v + kSpan, V_);
-      for (int64_t block = v; block < end; block += kBlock)
-        multiply_into_readout(difference, block, std::min(kBlock, end - block), rows, result.data());
+      multiply_into_readout(difference, v, end, rows, result.data());
       multiply_into_weight(difference, v, end, inputs, rows, on_top);
     }
     result.store();
   }
 
-  // The share of tokens [v, v + inputs).
-  void multiply_into_readout(const T* difference, int64_t v, int64_t inputs, int64_t rows, T* grad_x) const {
-    PackedWeight<S> block(L_, inputs);
-    block.inputs({weight_.data + v * weight_.stride, weight_.stride}, 0, inputs);
-    parallel(rows, L_ * inputs, [&](int64_t begin, int64_t end) {
-      const T* from = difference + begin * V_ + v;
-      T* to = grad_x + begin * L_;
-      if (v == 0)
-        block.product(from, V_, end - begin, nullptr, to, L_);
-      else
-        block.add_product(from, V_, end - begin, to, L_);
+  // The share of tokens [begin, end).
+  void multiply_into_readout(const T* difference, int64_t begin, int64_t end, int64_t rows, T* grad_x) const {
+    std::vector<PackedWeight<S>> packed;
+    for (int64_t v = begin; v < end; v += kBlock) {
+      const int64_t inputs = std::min(kBlock, end - v);
+      packed.emplace_back(L_, inputs).inputs({weight_.data + v * weight_.stride, weight_.stride}, 0, inputs);
+    }
+    parallel(rows, L_ * (end - begin), [&](int64_t first, int64_t last) {
+      for (int64_t n = first; n < last; n += kRows)
+        for (int64_t v = begin; v < end; v += kBlock) {
+          const PackedWeight<S>& block = packed[static_cast<size_t>((v - begin) / kBlock)];
+          const T* from = difference + n * V_ + v;
+          const int64_t count = std::min(kRows, last - n);
+          if (v == 0)
+            block.product(from, V_, count, nullptr, grad_x + n * L_, L_);
+          else
+            block.add_product(from, V_, count, grad_x + n * L_, L_);
+        }
     });
   }
 
