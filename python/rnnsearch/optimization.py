@@ -48,7 +48,9 @@ class Adadelta(torch.optim.Adadelta):
             state["square_avg"], state["acc_delta"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         state["step"] += 1
         whole = (parameter, grad, state["square_avg"], state["acc_delta"])
-        rho, eps, size = group["rho"], group["eps"], PIECE * torch.get_num_threads()
+        size, rho = PIECE * torch.get_num_threads(), group["rho"]
+        # As tensors they are not converted again for every piece.
+        decay, eps = parameter.new_tensor(rho), parameter.new_tensor(group["eps"])
         room = parameter.new_empty(2, min(size, parameter.numel()))
         for values, gradient, square_avg, acc_delta in zip(*(x.reshape(-1).split(size) for x in whole), strict=True):
             root, delta = room[:, : len(values)]
@@ -56,10 +58,10 @@ class Adadelta(torch.optim.Adadelta):
                 gradient = -gradient
             if group["weight_decay"]:
                 gradient = gradient.add(values, alpha=group["weight_decay"])
-            square_avg.mul_(rho).addcmul_(gradient, gradient, value=1 - rho)
+            square_avg.mul_(decay).addcmul_(gradient, gradient, value=1 - rho)
             torch.add(square_avg, eps, out=root).sqrt_()
             torch.add(acc_delta, eps, out=delta).sqrt_().div_(root).mul_(gradient)
-            acc_delta.mul_(rho).addcmul_(delta, delta, value=1 - rho)
+            acc_delta.mul_(decay).addcmul_(delta, delta, value=1 - rho)
             values.add_(delta, alpha=-group["lr"])
 
 
