@@ -132,6 +132,20 @@ def test_adadelta_is_torchs(decay, piece, maximize, monkeypatch) -> None:
     own.load_state_dict(wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_adadelta_is_torchs_to_the_bit_in_every_dtype(dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    start, *gradients = (torch.randn(5000, generator=generator).to(dtype) for _ in range(4))
+    ours, theirs = (start.clone().requires_grad_() for _ in range(2))
+    own = optimization.Adadelta([ours], lr=0.7, rho=0.95, eps=1e-6)
+    library = torch.optim.Adadelta([theirs], lr=0.7, rho=0.95, eps=1e-6, foreach=False)
+    for gradient in gradients:
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        own.step()
+        library.step()
+    assert torch.equal(ours, theirs)
+
+
 def test_adadelta_can_be_differentiated_through_and_steps_complex_parameters_as_torchs() -> None:
     found: dict[type, list[Tensor]] = {}
     for kind in (optimization.Adadelta, torch.optim.Adadelta):

@@ -49,8 +49,9 @@ class Adadelta(torch.optim.Adadelta):
         state["step"] += 1
         whole = (parameter, grad, state["square_avg"], state["acc_delta"])
         size, rho = PIECE * torch.get_num_threads(), group["rho"]
-        # As tensors they are not converted again for every piece.
-        decay, eps = parameter.new_tensor(rho), parameter.new_tensor(group["eps"])
+        # As tensors they are not converted again for every piece; a narrow parameter's own type would lose digits.
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        decay, eps = torch.tensor(rho, dtype=wide), torch.tensor(group["eps"], dtype=wide)
         room = parameter.new_empty(2, min(size, parameter.numel()))
         for values, gradient, square_avg, acc_delta in zip(*(x.reshape(-1).split(size) for x in whole), strict=True):
             root, delta = room[:, : len(values)]
