@@ -16,6 +16,7 @@ from costs import scan_cost
 from rnnsearch.config import RNNSearchConfig
 from rnnsearch.corpus import ParallelText, Skips
 from rnnsearch.data import Batch, Pair
+from rnnsearch.embedded import Embedded
 from rnnsearch.loss import model_loss
 from rnnsearch.measure import autocast
 from rnnsearch.model import RNNSearch
@@ -55,6 +56,7 @@ class PlainDecoder(nn.Module):
         memory: Tensor,
         state: Tensor,
         *,
+        input_gates: None,
         memory_lengths: None,
         state_mask: None,
         need_weights: bool,
@@ -62,10 +64,15 @@ class PlainDecoder(nn.Module):
         return Decoded(*self.loop(input, state, memory))
 
 
-def library_gru(model: RNNSearch, cell: nn.GRUCell, embedded: Tensor, lengths: None, *, reverse: bool) -> Tensor:
+def embed_all(model: RNNSearch, embedding: nn.Embedding, tokens: Tensor) -> Embedded:
+    """Each position's embedding, in the place of each different token's."""
+    return Embedded(embedding(tokens))
+
+
+def library_gru(model: RNNSearch, cell: nn.GRUCell, embedded: Embedded, lengths: None, *, reverse: bool) -> Tensor:
     """The library's GRU, in the place of the model's."""
-    input = embedded.flip(1) if reverse else embedded
-    state = embedded.new_zeros(1, embedded.shape[0], cell.hidden_size)
+    input = embedded.rows.flip(1) if reverse else embedded.rows
+    state = input.new_zeros(1, input.shape[0], cell.hidden_size)
     flat = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
     output = torch.gru(input, state, flat, True, 1, 0.0, True, False, True)[0]
     return output.flip(1) if reverse else output
@@ -98,6 +105,7 @@ class Update:
         self.parameters = dict(self.model.named_parameters())
         if bare in PLAIN:
             self.model.decoder = PlainDecoder(PLAIN[bare](self.model.decoder))  # type: ignore[assignment]
+            self.model._embed = MethodType(embed_all, self.model)  # type: ignore[method-assign]
             self.model._encode = MethodType(library_gru, self.model)  # type: ignore[method-assign]
         self.device, self.precision = device, "bf16" if name.endswith(AUTOCAST) else "float32"
         adadelta = OptimizerOptions(name="adadelta", learning_rate=1.0)
@@ -163,16 +171,21 @@ def checked_case(workload: Workload, updates: Mapping[str, Update], batch: Batch
 
 
 def text_shares(workload: Workload, folder: Path, device: torch.device) -> Iterator[Share]:
-    """Minibatches of random words as training has them: read from files, segmented, sorted and padded."""
+    """Minibatches of random words as training has them: read from files, segmented, sorted and padded.
+
+    The words are as frequent as those of a text: the r-th one's probability is proportional to 1 / r (Zipf's law).
+    """
     w, minibatches = workload, 20
     generator = torch.Generator().manual_seed(6)
+    frequencies = 1 / torch.arange(1, w.vocabulary_size - len(SPECIALS) + 1)
     files = []
     for side, length in (("source", w.source_length), ("target", w.target_length)):
-        drawn = torch.randint(
-            w.vocabulary_size - len(SPECIALS), (minibatches * w.batch, length - 1), generator=generator
-        )
+        lines = minibatches * w.batch
+        drawn = torch.multinomial(frequencies, lines * (length - 1), replacement=True, generator=generator)
         files.append(folder / side)
-        files[-1].write_text("".join(" ".join(f"w{word}" for word in line) + "\n" for line in drawn.tolist()))
+        files[-1].write_text(
+            "".join(" ".join(f"w{word}" for word in line) + "\n" for line in drawn.view(lines, -1).tolist())
+        )
     vocabulary = Vocabulary([*SPECIALS, *(f"w{number}" for number in range(w.vocabulary_size - len(SPECIALS)))])
     words = Words()
 

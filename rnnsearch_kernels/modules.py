@@ -302,10 +302,11 @@ class FusedBahdanauDecoder(nn.Module):
 
     def forward(
         self,
-        input: Tensor,
+        input: Tensor | None,
         memory: Tensor,
         state: Tensor | None = None,
         *,
+        input_gates: Tensor | None = None,
         context: Tensor | None = None,
         state_mask: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
@@ -316,7 +317,9 @@ class FusedBahdanauDecoder(nn.Module):
         """All T steps, teacher-forced.
 
         Args:
-            input: (B, T, E).
+            input: (B, T, E); None where ``input_gates`` are given.
+            input_gates: (B, T, 3H), what :meth:`input_gates` makes of each step's input, in place of ``input``: of a
+                minibatch's tokens each different one need be multiplied only once.
             memory: (B, S, M).
             state: (B, H); None for zeros.
             context: (B, M), with ``attend_after``, what the first step's cell reads; None for zeros.
@@ -330,23 +333,29 @@ class FusedBahdanauDecoder(nn.Module):
         Returns:
             :class:`DecoderOutput` with the state after each row's last step.
         """
-        check_tensor("input", input)
-        if input.dim() != 3 or input.shape[2] != self.input_size or input.shape[1] < 1:
-            raise ValueError(
-                f"`input` must be (B, T, E) = (B, T, {self.input_size}) with T at least 1; got {tuple(input.shape)}"
-            )
+        if (input is None) == (input_gates is None):
+            raise TypeError("give `input` (B, T, E) or `input_gates` (B, T, 3H), one of the two")
+        if input_gates is None:
+            assert input is not None
+            _check_steps("input", "E", input, self.input_size)
+            steps = input
+        else:
+            _check_steps("input_gates", "3H", input_gates, 3 * self.hidden_size)
+            steps = input_gates
         self._check_memory(memory)
         self._check_context(context, memory.shape[0])
         check_mask(key_padding_mask, memory)
         mask = padding_mask(key_padding_mask, memory_lengths, memory)
-        check_lengths("input_lengths", input_lengths, input.shape[0], input.shape[1], "T")
+        check_lengths("input_lengths", input_lengths, steps.shape[0], steps.shape[1], "T")
         memory = _zero_padding(memory, mask)
         if input_lengths is not None:
-            input = input.masked_fill(past_end(input_lengths, input.shape[1]), 0)
+            steps = steps.masked_fill(past_end(input_lengths, steps.shape[1]), 0)
         weights = self._weights()
-        gates = nn.functional.linear(input, weights.input_weight, weights.input_bias)
+        gates = steps
+        if input_gates is None:
+            gates = nn.functional.linear(steps, weights.input_weight, weights.input_bias)
         keys = self.key_proj(memory)
-        given = (gates, self._initial_state(state, input, weights), keys, memory.to(keys.dtype), weights)
+        given = (gates, self._initial_state(state, gates, weights), keys, memory.to(keys.dtype), weights)
         options: dict[str, Any] = {
             "state_mask": self._state_mask(state_mask, weights),
             "key_padding_mask": mask,
@@ -358,7 +367,8 @@ class FusedBahdanauDecoder(nn.Module):
             states, contexts, attn_weights, last = scan_after(*given, context=context, **options)
         else:
             states, contexts, attn_weights, last = scan_before(*given, **options)
-        return DecoderOutput(states.to(input.dtype), contexts, attn_weights if need_weights else None, last)
+        output = states.to(keys.dtype if input is None else input.dtype)
+        return DecoderOutput(output, contexts, attn_weights if need_weights else None, last)
 
     def _check_memory(self, memory: Tensor) -> None:
         check_tensor("memory", memory)
@@ -369,6 +379,14 @@ class FusedBahdanauDecoder(nn.Module):
         wanted, device = self.key_proj.weight.dtype, memory.device.type
         if memory.dtype != wanted and not (device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device)):
             raise TypeError(f"`memory` must be {wanted} as the decoder's parameters; got {memory.dtype}")
+
+
+def _check_steps(name: str, letter: str, steps: Tensor, features: int) -> None:
+    check_tensor(name, steps)
+    if steps.dim() != 3 or steps.shape[2] != features or steps.shape[1] < 1:
+        raise ValueError(
+            f"`{name}` must be (B, T, {letter}) = (B, T, {features}) with T at least 1; got {tuple(steps.shape)}"
+        )
 
 
 def _zero_padding(memory: Tensor, key_padding_mask: Tensor | None) -> Tensor:

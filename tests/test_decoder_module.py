@@ -150,6 +150,33 @@ def test_gates_from_a_table_of_all_tokens_give_the_same_step(backend, dtype):
         torch.testing.assert_close(mine, theirs, **({"atol": 0, "rtol": 0} if backend == "cpu" else {}))
 
 
+@ORDERS
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_scan_from_gates_of_the_different_tokens_has_the_values_and_gradients_of_one_from_its_input(
+    backend, attend_after
+):
+    decoder = rk.FusedBahdanauDecoder(E, H, M, A, attend_after=attend_after, backend=backend, dtype=torch.float64)
+    embedding = torch.randn(5, E, dtype=torch.float64, requires_grad=True)
+    _, memory, state = inputs()
+    tokens, lengths = torch.randint(5, (memory.shape[0], 4)), torch.tensor([4, 2, 0])
+    found = []
+    for options in ({}, {"input_lengths": lengths}):
+        for given in (
+            {"input": embedding[tokens]},
+            {"input": None, "input_gates": decoder.input_gates(embedding)[tokens]},
+        ):
+            out = decoder(memory=memory, state=state, **given, **options)
+            loss = out.output.sum() + out.context.square().sum() + out.state.sin().sum()
+            found.append([out.output, out.context, *torch.autograd.grad(loss, [embedding, *decoder.cell.parameters()])])
+        for computed, looked_up in zip(*found[-2:], strict=True):
+            torch.testing.assert_close(looked_up, computed, **tolerances.EXACT)
+    # Gates behind a row's end may be anything.
+    gates = decoder.input_gates(embedding)[tokens].detach()
+    gates[1, 2:], gates[2] = torch.nan, torch.nan
+    again = decoder(None, memory, state, input_gates=gates, input_lengths=lengths)
+    assert again.output.equal(found[-1][0]) and again.context.equal(found[-1][1])
+
+
 @pytest.mark.parametrize("keeps_weights", [True, False])
 def test_beside_memory_gates_a_step_sums_whatever_values_are_given(keeps_weights):
     decoder = rk.FusedBahdanauDecoder(E, H, M, A, dtype=torch.float64)

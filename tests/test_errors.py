@@ -233,6 +233,13 @@ def test_the_module_names_what_does_not_fit():
         (lambda: decoder(input, memory, memory_lengths=lengths + 1), "`memory_lengths` must lie in 0..S = 0..8"),
         (lambda: decoder(input, memory, input_lengths=lengths), "`input_lengths` must lie in 0..T = 0..4; got 8..8"),
         (lambda: decoder(input, memory, torch.zeros(3, 6)), r"`state` must be \(B, H\) = \(3, 5\).*got \(3, 6\)"),
+        (lambda: decoder(None, memory), "give `input` .* or `input_gates` .*, one of the two"),
+        (lambda: decoder(input, memory, input_gates=torch.zeros(3, 4, 15)), "one of the two"),
+        (
+            lambda: decoder(None, memory, input_gates=torch.zeros(3, 4, 14)),
+            r"`input_gates` must be \(B, T, 3H\) = \(B, T, 15\) with T at least 1; got \(3, 4, 14\)",
+        ),
+        (lambda: decoder(None, memory, input_gates=[1.0]), "`input_gates` must be a tensor; got list"),
         (lambda: decoder.prepare_memory(memory[0]), r"`memory` must be \(B, S, M\)"),
         (lambda: decoder.prepare_memory(memory, key_padding_mask=mask[:1, 1:]), "`key_padding_mask` must be"),
         (lambda: decoder.step(input, None, prepared), r"`input_t` must be \(N, E\) = \(N, 6\); got \(3, 4, 6\)"),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rnnsearch import checkpoint
 from rnnsearch.config import RNNSearchConfig
+from rnnsearch.embedded import Embedded, embed
 from rnnsearch.stepping import RNNSearchSteps, maxout
 from rnnsearch.translation import Translation, evaluating
 from rnnsearch.vocabulary import Vocabulary
@@ -132,11 +133,13 @@ class RNNSearch(RNNSearchSteps):
     def aligned(self, source: Tensor, source_lengths: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`readouts`, and the attention weights (B, T, S) that each position was read with."""
         memory, state = self._memory(source, source_lengths)
-        embedded = self.embedding_dropout(self.target_embedding(target))
+        embedded = self._embed(self.target_embedding, target)
+        alone = embedded.places is None
         decoded = self.decoder(
-            embedded,
+            embedded.rows if alone else None,
             memory,
             state,
+            input_gates=None if alone else embedded.each(self.decoder.input_gates),
             memory_lengths=source_lengths,
             state_mask=self._state_mask(state),
             need_weights=True,
@@ -181,19 +184,24 @@ class RNNSearch(RNNSearchSteps):
 
     def _memory(self, source: Tensor, source_lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """The annotations (B, S, M) and s_0 (B, H)."""
-        memory = self.embedding_dropout(self.source_embedding(source))
+        input = self._embed(self.source_embedding, source)
         layers: list[Any] = [self, *self.upper_cells]
         for layer in layers:
-            forward_states = self._encode(layer.forward_cell, memory, source_lengths, reverse=False)
-            backward_states = self._encode(layer.backward_cell, memory, source_lengths, reverse=True)
-            memory = self.memory_dropout(torch.cat([forward_states, backward_states], dim=2).to(memory.dtype))
-        return memory, torch.tanh(self._linear(self.initial_state, backward_states[:, 0]))
+            forward_states = self._encode(layer.forward_cell, input, source_lengths, reverse=False)
+            backward_states = self._encode(layer.backward_cell, input, source_lengths, reverse=True)
+            memory = torch.cat([forward_states, backward_states], dim=2).to(input.rows.dtype)
+            input = Embedded(self.memory_dropout(memory))
+        return input.rows, torch.tanh(self._linear(self.initial_state, backward_states[:, 0]))
 
-    def _encode(self, cell: nn.GRUCell, input: Tensor, lengths: Tensor | None, *, reverse: bool) -> Tensor:
+    def _embed(self, embedding: nn.Embedding, tokens: Tensor) -> Embedded:
+        return embed(embedding, tokens, self.embedding_dropout)
+
+    def _encode(self, cell: nn.GRUCell, input: Embedded, lengths: Tensor | None, *, reverse: bool) -> Tensor:
+        gates = input.each(lambda rows: self._product(rows, cell.weight_ih, cell.bias_ih))
         carried = torch.float64 if cell.weight_hh.dtype == torch.float64 else torch.float32
-        state = torch.zeros(input.shape[0], cell.hidden_size, dtype=carried, device=input.device)
+        state = torch.zeros(gates.shape[0], cell.hidden_size, dtype=carried, device=gates.device)
         return gru_scan(
-            self._product(input, cell.weight_ih, cell.bias_ih),
+            gates,
             state,
             cell.weight_hh,
             cell.bias_hh,
@@ -210,9 +218,14 @@ class RNNSearch(RNNSearchSteps):
             return None
         return nn.functional.dropout(torch.ones_like(state, requires_grad=False), self.config.state_dropout)
 
-    def _readout(self, state: Tensor, embedded: Tensor, context: Tensor) -> Tensor:
+    def _readout(self, state: Tensor, embedded: Embedded, context: Tensor) -> Tensor:
         """t_i. In the paper's order the state is that from before it moved on."""
-        return maxout(self._linear(self.readout, torch.cat([state, embedded, context], dim=-1)))
+        if embedded.places is None:
+            return maxout(self._linear(self.readout, torch.cat([state, embedded.rows, context], dim=-1)))
+        of_state, of_token, of_context = self._readout_weights()
+        wide = embedded.each(lambda rows: self._product(rows, of_token, self.readout.bias))
+        wide = wide + self._product(state, of_state, None)
+        return maxout(wide + self._product(context, of_context, None))
 
     def _linear(self, module: nn.Linear, input: Tensor) -> Tensor:
         return self._product(input, module.weight, module.bias)
