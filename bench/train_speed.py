@@ -1,9 +1,9 @@
 """How fast is training, from text to the optimizer's step? Whole updates of RNNSearch models, and each part's share.
 
 Ours on every backend, the reference among them, beside plain PyTorch: nn.GRU around the README's loop, its step
-compiled. The loss and all gradients are checked against float64 first, and the losses of all agree at every update.
-Minibatches are read, segmented and padded ahead by a thread, and freed memory stays with the process, as `rnnsearch
-train` has both.
+compiled, and every position embedded by itself. The loss and all gradients are checked against float64 first, and the
+losses of all agree at every update. Minibatches are read, segmented and padded ahead by a thread, and freed memory
+stays with the process, as `rnnsearch train` has both.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ WHOLE, DATA = "update", "waiting for data"
 AGREE = {"float32": 1e-3, "bf16": 3e-2}
 LEGEND = """\
 median and quartiles of interleaved updates, the wait for the minibatch included; the share of each part of its own
-update: waiting for the minibatch, encoder, decoder with its keys and input gates, readout and loss, all gradients, the
-clipped step of Adam (paper: Adadelta); × reference: the reference's time over this one's; tokens/s: of the target, ends
-counted; peak: allocated through PyTorch during an update, gradients and what the first step allocates included; ~ : the
-machine was noisy meanwhile"""
+update: waiting for the minibatch, encoder, decoder with its keys, embeddings and input gates, readout and loss, all
+gradients, the clipped step of Adam (paper: Adadelta); × reference: the reference's time over this one's; tokens/s: of
+the target, ends counted; peak: allocated through PyTorch during an update, gradients and what the first step allocates
+included; ~ : the machine was noisy meanwhile"""
 
 
 def arguments(given: Sequence[str] | None) -> tuple[argparse.Namespace, Settings, list[Workload]]:

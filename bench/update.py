@@ -112,7 +112,7 @@ class Update:
         self.optimizer = make_optimizer(self.model, adadelta if w.name == "paper" else OptimizerOptions())
         self.loss = self.norm = float("nan")
         self._marks: list[float] = []
-        self.model.decoder.register_forward_pre_hook(lambda *_: self._mark())
+        self.model.target_embedding.register_forward_pre_hook(lambda *_: self._mark())
         self.model.decoder.register_forward_hook(lambda *_: self._mark())
 
     def _mark(self) -> None:
@@ -131,7 +131,7 @@ class Update:
         self._marks = []
         self._mark()
         with autocast(self.device, self.precision):
-            loss = model_loss(self.model, batch.to(self.device))  # the decoder marks its own begin and end
+            loss = model_loss(self.model, batch.to(self.device))  # the hooks mark the decoder's begin and end
         self._mark()
         loss.backward()
         self._mark()
@@ -153,15 +153,19 @@ def contenders(settings: Settings) -> list[str]:
 
 
 def checked_case(workload: Workload, updates: Mapping[str, Update], batch: Batch) -> Case:
-    """The loss and every gradient of a few sentences' beginnings, against float64."""
+    """The loss and every gradient of a few sentences' beginnings, against float64, which embeds every position. Of some
+    five words, so that they repeat as in a whole minibatch.
+    """
     rows, positions = CHECKED
-    some = (x[:rows, :positions].contiguous() for x in (batch.source, batch.target_input, batch.target))
-    source, target_input, target = some
+    some = (batch.source, batch.target_input, batch.target)
+    source, target_input, target = (len(SPECIALS) + x[:rows, :positions] % 5 for x in some)
     cut = Batch(source, None, target_input, target, target.numel())
     any_update = next(iter(updates.values()))
 
     def truth(dtype: torch.dtype) -> Any:
-        return Update(workload, "reference", any_update.device, torch.float64).gradients(cut)
+        update = Update(workload, "reference", any_update.device, torch.float64)
+        update.model._embed = MethodType(embed_all, update.model)  # type: ignore[method-assign]
+        return update.gradients(cut)
 
     calls = {
         Contender(name, torch.bfloat16 if name.endswith(AUTOCAST) else torch.float32): partial(update.gradients, cut)

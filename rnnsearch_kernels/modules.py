@@ -219,7 +219,7 @@ class FusedBahdanauDecoder(nn.Module):
         A decoder that reads tokens can compute those of a whole vocabulary once, ``table =
         decoder.input_gates(embedding.weight)``, and :meth:`step` from ``input_gates=table[tokens]``: what the step
         computes from ``embedding(tokens)``, bit for bit where a row's product does not depend on its batch (the native
-        backend).
+        backend). :meth:`forward` takes ``table[tokens]`` of tokens (B, T) likewise.
         """
         self._check_input("input", input)
         weights = self._weights()
@@ -318,8 +318,8 @@ class FusedBahdanauDecoder(nn.Module):
 
         Args:
             input: (B, T, E); None where ``input_gates`` are given.
-            input_gates: (B, T, 3H), what :meth:`input_gates` makes of each step's input, in place of ``input``: of a
-                minibatch's tokens each different one need be multiplied only once.
+            input_gates: (B, T, 3H), storage or accumulate dtype, in place of ``input``: rows that :meth:`input_gates`
+                made. Of a minibatch's tokens each different one need be multiplied only once.
             memory: (B, S, M).
             state: (B, H); None for zeros.
             context: (B, M), with ``attend_after``, what the first step's cell reads; None for zeros.

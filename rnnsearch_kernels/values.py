@@ -10,7 +10,7 @@ from torch import Tensor
 class DecoderOutput(NamedTuple):
     """What a decoder gives: (B, T, …) from ``forward``, (N, …) from ``step``.
 
-    output        the states in the input's dtype, or the keys' where a step is given input_gates: (B, T, H) or (N, H)
+    output        the states in the input's dtype, or the keys' where input_gates are given: (B, T, H) or (N, H)
     context       what was attended to: (B, T, M) or (N, M)
     attn_weights  where it was: (B, T, S) or (N, S) in the accumulate dtype; None if not asked for
     state         the state to go on from, (B, H) or (N, H) in the accumulate dtype

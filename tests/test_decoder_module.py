@@ -170,11 +170,14 @@ def test_a_scan_from_gates_of_the_different_tokens_has_the_values_and_gradients_
             found.append([out.output, out.context, *torch.autograd.grad(loss, [embedding, *decoder.cell.parameters()])])
         for computed, looked_up in zip(*found[-2:], strict=True):
             torch.testing.assert_close(looked_up, computed, **tolerances.EXACT)
-    # Gates behind a row's end may be anything.
+    # Gates behind a row's end may be anything, and have no gradient.
     gates = decoder.input_gates(embedding)[tokens].detach()
     gates[1, 2:], gates[2] = torch.nan, torch.nan
-    again = decoder(None, memory, state, input_gates=gates, input_lengths=lengths)
-    assert again.output.equal(found[-1][0]) and again.context.equal(found[-1][1])
+    out = decoder(None, memory, state, input_gates=gates.requires_grad_(), input_lengths=lengths)
+    assert out.output.equal(found[-1][0]) and out.context.equal(found[-1][1])
+    loss = out.output.sum() + out.context.square().sum() + out.state.sin().sum()
+    grad, *grads = torch.autograd.grad(loss, [gates, *decoder.parameters()], allow_unused=True)
+    assert grad[1, 2:].eq(0).all() and grad[2].eq(0).all() and all(x.isfinite().all() for x in grads if x is not None)
 
 
 @pytest.mark.parametrize("keeps_weights", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from rnnsearch.data import pad
 from rnnsearch.pronunciation import MODEL_DIRECTORY, read_words
 from small_model import SOURCE, TARGET, make_model
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from rnnsearch_kernels import native
 
@@ -171,7 +173,7 @@ def test_tokens_that_repeat_have_the_gradients_of_each_of_their_places(encoder_l
 
 
 def test_a_token_that_repeats_is_multiplied_once() -> None:
-    model = make_model()
+    model = make_model().train()
     sources, targets = model.source_embedding, model.target_embedding
     read: list[int] = []
     for embedding in (sources, targets):
@@ -182,7 +184,14 @@ def test_a_token_that_repeats_is_multiplied_once() -> None:
     assert read[2:] == [2, 2] and logits.shape == (1, 2, 10)
 
 
-@pytest.mark.parametrize("where", ["dropout", "bfloat16", "autocast", "compile"])
+class _Doubled(torch.nn.Embedding):
+    """What reads more of its tokens than each by itself, as far as anyone knows."""
+
+
+CASES = ["dropout", "bfloat16", "autocast", "compile", "counted", "another module", "meta", "fake", "no token"]
+
+
+@pytest.mark.parametrize("where", CASES)
 def test_each_position_is_embedded_where_positions_differ_or_sums_would_be_rounded_or_a_size_be_counted(where) -> None:
     embedding, dropout, tokens = torch.nn.Embedding(10, 5), torch.nn.Dropout(0.5), torch.full((3, 4), 7)
     assert embedded.embed(embedding, tokens, dropout.eval()).rows.shape == (1, 5)
@@ -190,9 +199,23 @@ def test_each_position_is_embedded_where_positions_differ_or_sums_would_be_round
         dropout.train()
     if where == "bfloat16":
         embedding.bfloat16()
-    with torch.autocast("cpu", enabled=where == "autocast"), pytest.MonkeyPatch.context() as patch:
+    if where == "counted":
+        embedding.scale_grad_by_freq = True
+    if where == "another module":
+        embedding = _Doubled(10, 5)
+    if where == "meta":
+        embedding, tokens = embedding.to("meta"), tokens.to("meta")
+    if where == "no token":
+        tokens = tokens[:, :0]
+    with (
+        torch.autocast("cpu", enabled=where == "autocast"),
+        pytest.MonkeyPatch.context() as patch,
+        FakeTensorMode(allow_non_fake_inputs=True) if where == "fake" else nullcontext() as mode,
+    ):
         patch.setattr(torch.compiler, "is_compiling", lambda: where == "compile")
-        assert embedded.embed(embedding, tokens, dropout).rows.shape == (3, 4, 5)
+        if where == "fake":
+            tokens = mode.from_tensor(tokens)
+        assert embedded.embed(embedding, tokens, dropout).rows.shape == (*tokens.shape, 5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -20,7 +20,7 @@ class Embedded(NamedTuple):
     rows: Tensor
     places: Tensor | None = None
 
-    def each(self, product: Callable[[Tensor], Tensor]) -> Tensor:
+    def at_places(self, product: Callable[[Tensor], Tensor]) -> Tensor:
         """``product`` (…, E) -> (…, O), which treats every row alike, at all positions: (B, T, O)."""
         rows = product(self.rows)
         return rows if self.places is None else nn.functional.embedding(self.places, rows)
@@ -29,21 +29,27 @@ class Embedded(NamedTuple):
 def embed(embedding: nn.Embedding, tokens: Tensor, dropout: nn.Dropout) -> Embedded:
     """The embeddings of tokens (B, T), those of different ones alone where they are at most 0.8 of all.
 
-    Not on a GPU, which would be waited for until it has counted them, nor in a compiled or exported graph, which would
-    have their number for a size; not where dropout makes each position differ; and in float32 and float64 only: the
-    gradients of a token's positions are summed in the products' type.
+    Then ``embedding`` and its hooks see each token once, and nothing is left for ``dropout`` to do.
     """
-    if _may_count(embedding.weight) and not (dropout.training and dropout.p > 0):
+    if _may_share(embedding, tokens, dropout):
         different, places = torch.unique(tokens, return_inverse=True)
-        if different.numel() <= _DIFFERENT * tokens.numel():
+        if 0 < different.numel() <= _DIFFERENT * tokens.numel():
             return Embedded(embedding(different), places)
     return Embedded(dropout(embedding(tokens)))
 
 
-def _may_count(weight: Tensor) -> bool:
+def _may_share(embedding: nn.Embedding, tokens: Tensor, dropout: nn.Dropout) -> bool:
+    """Not where positions differ, by dropout or a module of another kind, or are counted, for their gradient; not on a
+    GPU, which would be waited for until it has counted the tokens, nor in a graph, which would have their number for a
+    size; and in float32 and float64 only: the gradients of a token's positions are summed in the products' type.
+    """
     return (
-        weight.device.type == "cpu"
-        and weight.dtype in (torch.float32, torch.float64)
+        type(embedding) is nn.Embedding
+        and not embedding.scale_grad_by_freq
+        and not (dropout.training and dropout.p > 0)
+        and type(tokens) is Tensor
+        and tokens.device.type == "cpu"
+        and embedding.weight.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )

@@ -134,12 +134,12 @@ class RNNSearch(RNNSearchSteps):
         """As :meth:`readouts`, and the attention weights (B, T, S) that each position was read with."""
         memory, state = self._memory(source, source_lengths)
         embedded = self._embed(self.target_embedding, target)
-        alone = embedded.places is None
+        shared = embedded.places is not None
         decoded = self.decoder(
-            embedded.rows if alone else None,
+            None if shared else embedded.rows,
             memory,
             state,
-            input_gates=None if alone else embedded.each(self.decoder.input_gates),
+            input_gates=embedded.at_places(self.decoder.input_gates) if shared else None,
             memory_lengths=source_lengths,
             state_mask=self._state_mask(state),
             need_weights=True,
@@ -197,7 +197,7 @@ class RNNSearch(RNNSearchSteps):
         return embed(embedding, tokens, self.embedding_dropout)
 
     def _encode(self, cell: nn.GRUCell, input: Embedded, lengths: Tensor | None, *, reverse: bool) -> Tensor:
-        gates = input.each(lambda rows: self._product(rows, cell.weight_ih, cell.bias_ih))
+        gates = input.at_places(lambda rows: self._product(rows, cell.weight_ih, cell.bias_ih))
         carried = torch.float64 if cell.weight_hh.dtype == torch.float64 else torch.float32
         state = torch.zeros(gates.shape[0], cell.hidden_size, dtype=carried, device=gates.device)
         return gru_scan(
@@ -223,7 +223,7 @@ class RNNSearch(RNNSearchSteps):
         if embedded.places is None:
             return maxout(self._linear(self.readout, torch.cat([state, embedded.rows, context], dim=-1)))
         of_state, of_token, of_context = self._readout_weights()
-        wide = embedded.each(lambda rows: self._product(rows, of_token, self.readout.bias))
+        wide = embedded.at_places(lambda rows: self._product(rows, of_token, self.readout.bias))
         wide = wide + self._product(state, of_state, None)
         return maxout(wide + self._product(context, of_context, None))
 
