@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import tolerances
 import torch
@@ -9,8 +11,11 @@ from rnnsearch.continuations import reorder
 from small_model import make_model
 from torch import nn
 from torch.export import Dim
+from torch.utils._pytree import tree_leaves
 
 import rnnsearch_kernels as rk
+from rnnsearch_kernels.schema import OPS, Op
+from rnnsearch_kernels.selftest import example
 
 B, S, T = Dim("B", min=1), Dim("S", min=1), Dim("T", min=1)
 ORDERS = pytest.mark.parametrize("attend_after", [False, True], ids=["attends_first", "attends_after"])
@@ -141,6 +146,30 @@ def test_step_and_scan_decompose_to_plain_aten(attend_after):
             assert operators(plain) == {"aten"}
             for one, other in zip(plain.module()(*inputs), module(*inputs), strict=True):
                 torch.testing.assert_close(one, other)
+
+
+class Call(nn.Module):
+    """An op with all of its arguments; those that are no tensors are the graph's own."""
+
+    def __init__(self, op: Op, flags: dict[str, Any]) -> None:
+        super().__init__()
+        self.overload, self.flags = getattr(torch.ops.rnnsearch, op.name).reference, flags
+
+    def forward(self, tensors: dict[str, torch.Tensor]):
+        return self.overload(**tensors, **self.flags)
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_every_op_decomposes_to_plain_aten_with_every_argument_there_is(op):
+    args = example(op)
+    tensors = {name: value for name, value in args.items() if isinstance(value, torch.Tensor)}
+    call = Call(op, {name: value for name, value in args.items() if name not in tensors})
+    with torch.no_grad():
+        plain = torch.export.export(call, (tensors,)).run_decompositions(rk.decompositions())
+        assert operators(plain) == {"aten"}
+        found, wanted = plain.module()(tensors), call(tensors)
+    for one, other in zip(tree_leaves(found), tree_leaves(wanted), strict=True):
+        torch.testing.assert_close(one, other, equal_nan=True)
 
 
 def test_decompositions_name_every_op_of_every_backend():

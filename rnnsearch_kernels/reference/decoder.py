@@ -21,6 +21,7 @@ from torch import Tensor
 from .attention import attend, sentence_of_row, softmax_backward, zero_padding
 from .dtypes import accumulate_dtype
 from .gru import (
+    from_last_to_first,
     gru_cell,
     gru_cell_backward,
     hidden_weight_grad,
@@ -170,8 +171,9 @@ def decoder_scan_backward(
     if key_padding_mask is not None:
         outside = outside.masked_fill(key_padding_mask[:, None], 0)
 
-    grad_input = torch.zeros_like(gates[..., : to_hidden.shape[0]])
-    grad_hidden, grad_queries = torch.zeros_like(grad_input), torch.zeros_like(queries)
+    grads_input: list[Tensor] = []
+    grads_hidden: list[Tensor] = []
+    grads_queries: list[Tensor] = []
     grad_keys, grad_v = torch.zeros_like(real_keys), torch.zeros_like(v)
     grad_state = torch.zeros_like(state)
     for t in reversed(range(steps)):
@@ -187,11 +189,15 @@ def decoder_scan_backward(
         activation = torch.tanh(queries[:, t, None] + real_keys)
         grad_key = grad_score[..., None] * v * (1 - activation * activation)
         grad_query = grad_key.sum(1)
-        grad_keys += grad_key
-        grad_v += (grad_score[..., None] * activation).sum((0, 1))
-        grad_input[:, t], grad_hidden[:, t], grad_queries[:, t] = grad_g, grad_u, grad_query
+        grad_keys = grad_keys + grad_key
+        grad_v = grad_v + (grad_score[..., None] * activation).sum((0, 1))
+        grads_input.append(grad_g)
+        grads_hidden.append(grad_u)
+        grads_queries.append(grad_query)
         grad_state = grad_old + masked(grad_query @ to_query, state_mask)
 
+    grad_input, grad_hidden = from_last_to_first(grads_input), from_last_to_first(grads_hidden)
+    grad_queries = from_last_to_first(grads_queries)
     grad_context = grad_contexts + grad_input @ from_context
     return (
         grad_input.to(input_gates.dtype),

@@ -93,6 +93,14 @@ def of_every_step(state_mask: Tensor | None) -> Tensor | None:
     return None if state_mask is None else state_mask[:, None]
 
 
+def from_last_to_first(of_steps: list[Tensor]) -> Tensor:
+    """T tensors (B, …) of a way back as (B, T, …); the list is empty then, so that they are not held twice."""
+    of_steps.reverse()
+    values = torch.stack(of_steps, 1)
+    of_steps.clear()
+    return values
+
+
 def steps_within(lengths: Tensor | None, steps: int) -> Tensor | None:
     """(B, T, 1): whether step t lies within the row's length."""
     if lengths is None:
@@ -159,8 +167,8 @@ def gru_scan_backward(
     if reverse:
         grad_states, states, gates = (reverse_within(values, lengths) for values in (grad_states, states, gates))
     old_states = torch.cat([state[:, None], states[:, :-1]], 1)
-    grad_input = torch.zeros_like(gates[..., : weight.shape[0]])
-    grad_hidden = torch.zeros_like(grad_input)
+    grads_input: list[Tensor] = []
+    grads_hidden: list[Tensor] = []
     grad_state = torch.zeros_like(state)
     for t in reversed(range(states.shape[1])):
         total = grad_state + grad_states[:, t]
@@ -170,7 +178,10 @@ def gru_scan_backward(
         if within is not None:
             grad_g, grad_u = zero_outside(grad_g, within[:, t]), zero_outside(grad_u, within[:, t])
             grad_old = torch.where(within[:, t], grad_old, grad_state)
-        grad_input[:, t], grad_hidden[:, t], grad_state = grad_g, grad_u, grad_old
+        grads_input.append(grad_g)
+        grads_hidden.append(grad_u)
+        grad_state = grad_old
+    grad_input, grad_hidden = from_last_to_first(grads_input), from_last_to_first(grads_hidden)
     entering = masked(old_states, of_every_step(state_mask))
     grad_weight = hidden_weight_grad(grad_hidden, entering, gates, reset_after)
     grad_bias = grad_hidden.sum((0, 1))

@@ -36,7 +36,7 @@ def vocabulary_topk(
         # One column more than there are tokens takes what is no token: the -1 of a row with fewer bans.
         banned = torch.zeros(rows, vocabulary + 1, dtype=torch.bool, device=log_probs.device)
         is_token = (banned_ids >= 0) & (banned_ids < vocabulary)
-        banned.scatter_(1, torch.where(is_token, banned_ids, vocabulary), True)
+        banned = banned.scatter(1, torch.where(is_token, banned_ids, vocabulary), True)
         # A row that holds a NaN stays NaN as a whole.
         log_probs = torch.where(banned[:, :vocabulary] & ~log_probs.isnan(), -torch.inf, log_probs)
     # A stable sort, because topk does not say which of equals comes first.
