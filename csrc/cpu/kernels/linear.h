@@ -100,15 +100,16 @@ int64_t panel_bytes(int64_t rows, int64_t inputs) {
   return rows < kManyRows ? 0 : linear_outputs<Accumulate<S>> * packed_bytes<S>(1, inputs);
 }
 
-// The blocks of a tile, input after input, by vector.
+// The blocks of a tile, input after input, by vector; those of outputs that are not there are zeros.
 template <class S>
-void write_panel(const S* weight, int64_t stride, int64_t I, Accumulate<S>* panel) {
+void write_panel(const S* weight, int64_t stride, int64_t I, int64_t outputs, Accumulate<S>* panel) {
   using T = Accumulate<S>;
-  constexpr int k = block_lanes<T>, n = lanes<T>;
+  constexpr int k = block_lanes<T>, n = lanes<T>, blocks = vector_blocks<T>;
   for (int64_t i = 0; i < I; i += k)
     for (int v = 0; v < kLinearVectors; ++v, panel += n) {
-      const S* block = weight + v * vector_blocks<T> * stride + i;
-      store(panel, i + k <= I ? gather_blocks(block, stride) : gather_blocks(block, stride, I - i, vector_blocks<T>));
+      const S* block = weight + v * blocks * stride + i;
+      const bool whole = i + k <= I && (v + 1) * blocks <= outputs;
+      store(panel, whole ? gather_blocks(block, stride) : gather_blocks(block, stride, I - i, outputs - v * blocks));
     }
 }
 
@@ -165,11 +166,11 @@ INLINE void linear_tile(const T* x, int64_t I, const Weight& weight, const Fetch
 }
 
 template <class T, int rows>
-void panel_rows(const T* x, int64_t I, const T* panel, const T* bias, T* y, int64_t y_stride) {
+void panel_rows(const T* x, int64_t I, const T* panel, const T* bias, T* y, int64_t y_stride, int64_t outputs) {
   linear_tile<T, rows, kLinearVectors>(
       x, I,
       [&](int64_t i, int v) { return load(panel + i / block_lanes<T> * kLinearVectors * lanes<T> + v * lanes<T>); },
-      [](int64_t) {}, bias, y, y_stride, linear_outputs<T>);
+      [](int64_t) {}, bias, y, y_stride, outputs);
 }
 
 // Where `ahead` is not null, the weights that lie there are brought into the second-level cache meanwhile.
@@ -190,7 +191,7 @@ void few_rows(const Accumulate<S>* x, int64_t I, const S* weight, int64_t stride
         bias + o, y + o, y_stride, outputs);
 }
 
-// The same where inputs are no whole blocks, or outputs no whole tile.
+// The same for few rows where inputs are no whole blocks, or outputs no whole tile.
 template <class S, int rows>
 void partial_rows(const Accumulate<S>* x, int64_t I, const S* weight, int64_t stride, int64_t outputs,
                   const Accumulate<S>* bias, Accumulate<S>* y, int64_t y_stride) {
@@ -232,8 +233,8 @@ void linear(const LinearArgs<S>& args) {
     if (args.bias != nullptr)
       for (int64_t b = 0; b < outputs; ++b) bias[b] = scalar(args.bias[o + b]);
     T* y = args.y + (o - args.output_begin);
-    if (outputs == most && rows >= kManyRows) {
-      write_panel(weight, stride, args.I, panel);
+    if (rows >= kManyRows) {
+      write_panel(weight, stride, args.I, outputs, panel);
       row_tiles<kLinearRows>(rows, [&](int64_t r, auto count) {
         // Every tile of rows fetches some of the next panel's weights.
         const int64_t end = ahead == nullptr ? 0 : (r + decltype(count)::value) * most / rows;
@@ -241,7 +242,7 @@ void linear(const LinearArgs<S>& args) {
           for (int64_t i = 0; i < args.I; i += 64 / static_cast<int64_t>(sizeof(S)))
             __builtin_prefetch(ahead + next * stride + i, 0, 2);
         panel_rows<T, decltype(count)::value>(x + r * row_size, args.I, panel, bias, y + r * args.y_stride,
-                                              args.y_stride);
+                                              args.y_stride, outputs);
       });
     } else if (outputs == most && args.I % block_lanes<T> == 0) {
       row_tiles<2 * kLinearRows>(rows, [&](int64_t r, auto count) {
