@@ -214,8 +214,7 @@ class FusedBahdanauDecoder(nn.Module):
         return not self.attend_after and 2 * length <= self.memory_size
 
     def input_gates(self, input: Tensor) -> Tensor:
-        """The input's part of a step's gates, input_weight input + bias: (N, E) -> (N, 3H), accumulate dtype; where
-        gradients are wanted the library's product, in its dtype.
+        """The input's part of a step's gates, input_weight input + bias: (N, E) -> (N, 3H), accumulate dtype.
 
         A decoder that reads tokens can compute those of a whole vocabulary once, ``table =
         decoder.input_gates(embedding.weight)``, and :meth:`step` from ``input_gates=table[tokens]``: what the step
@@ -224,8 +223,6 @@ class FusedBahdanauDecoder(nn.Module):
         """
         self._check_input("input", input)
         weights = self._weights()
-        if torch.is_grad_enabled():
-            return nn.functional.linear(input, weights.input_weight, weights.input_bias)
         return linear(input, weights.input_weight, weights.input_bias, backend=self.backend)
 
     def _check_input(self, name: str, input: Tensor) -> None:
